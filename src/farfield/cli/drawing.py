@@ -1,0 +1,192 @@
+"""Drawing samples into a folder, batch by batch, so that nothing is lost when the run is killed.
+
+Each finished batch is a part file; ``run.json`` says what the parts belong to. The same command picks up what is there.
+Because sample i of a seed is the same in any batch, parts drawn with different batch sizes fit together.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from farfield.errors import ArgumentError
+from farfield.networks.files import read_json, remove_partial, write_atomic, write_json
+from farfield.version import __version__
+
+if TYPE_CHECKING:
+    from farfield.denoiser import Denoiser
+    from farfield.sampling import Sampler
+
+RUN, SAMPLES, PICTURE, PARTS = "run.json", "samples.npz", "samples.png", "parts"
+FORMAT = "farfield samples 1"
+_PART = re.compile(r"(\d+)-(\d+)\.npy$")
+
+
+def draw(
+    model: Denoiser,
+    sampler: Sampler,
+    n: int,
+    seed: int,
+    out: Path,
+    *,
+    batch_size: int,
+    condition: dict[str, Any],
+    describe: dict[str, Any],
+    overwrite: bool,
+    progress: bool,
+) -> dict[str, Any]:
+    """Draw ``n`` samples of ``seed`` into the folder ``out``, going on with what is there.
+
+    Returns:
+        The record of the run, as ``run.json`` holds it.
+
+    Raises:
+        ArgumentError: if the folder holds something else, or samples of another run and not ``overwrite``.
+    """
+    if n < 1:
+        raise ArgumentError(f"--n {n}; expected at least 1")
+    if batch_size < 1:
+        raise ArgumentError(f"--batch-size {batch_size}; expected at least 1")
+    plan = sampler.to_json(indent=None)
+    record = {
+        "format": FORMAT,
+        "farfield": __version__,
+        **describe,
+        "weights": _digest(model),
+        "sampler": {k: v for k, v in json.loads(plan).items() if k != "gaussians"},
+        "sampler_digest": hashlib.sha256(plan.encode()).hexdigest(),
+        "n": n,
+        "seed": seed,
+        "nfe": sampler.nfe,
+        "event_shape": list(model.event_shape),
+        "clamped_to": [-1, 1] if len(model.event_shape) == 3 else None,
+    }
+    _claim(out, record, overwrite)
+    if not (out / SAMPLES).exists():
+        parts = out / PARTS
+        parts.mkdir(exist_ok=True)
+        remove_partial(parts)
+        for low, high in _missing(parts, n, batch_size, progress):
+            rows = {k: v[low:high] for k, v in condition.items()}
+            x = sampler(model, high - low, seed, first=low, **rows).x.float().cpu().numpy()
+            _write_array(parts / f"{low:09d}-{high:09d}.npy", x)
+        _assemble(out, parts, n, record)
+    return record
+
+
+def _digest(model: Denoiser) -> str:
+    """A digest of the weights that make the samples."""
+    total = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        total.update(name.encode())
+        total.update(np.ascontiguousarray(tensor.detach().cpu().numpy()).tobytes())
+    return total.hexdigest()
+
+
+def _claim(out: Path, record: dict[str, Any], overwrite: bool) -> None:
+    """Make the folder this run's, or check that it is."""
+    if out.exists() and not out.is_dir():
+        raise ArgumentError(f"--out {out} is a file; expected a folder")
+    run = out / RUN
+    if run.exists():
+        old = read_json(run)
+        if old.get("format") != FORMAT:
+            raise ArgumentError(f"--out {out} holds something else than samples; choose another folder")
+        changed = sorted(k for k in record.keys() | old.keys() if record.get(k) != old.get(k) and k != "farfield")
+        if not changed:
+            return
+        if not overwrite:
+            raise ArgumentError(
+                f"--out {out} holds samples of another run ({', '.join(changed)} differ); "
+                "choose another folder or pass --overwrite"
+            )
+        for name in (SAMPLES, PICTURE):
+            (out / name).unlink(missing_ok=True)
+        for part in (out / PARTS).glob("*.npy"):
+            part.unlink()
+    elif out.is_dir():
+        remove_partial(out)
+        if any(out.iterdir()):
+            raise ArgumentError(f"--out {out} holds something else than samples; choose an empty folder")
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(run, record)
+
+
+def _missing(parts: Path, n: int, batch_size: int, progress: bool) -> Iterator[tuple[int, int]]:
+    """The ranges of samples that no part holds, in batches, with a progress bar on a terminal."""
+    done = sorted(tuple(map(int, m.groups())) for p in parts.glob("*.npy") if (m := _PART.search(p.name)))
+    ranges, at = [], 0
+    for low, high in [*done, (n, n)]:
+        ranges += [(k, min(k + batch_size, low)) for k in range(at, low, batch_size)]
+        at = max(at, high)
+    if not ranges:
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    err = Console(stderr=True)
+    with Progress(console=err, transient=True, disable=not (progress and sys.stderr.isatty())) as bar:
+        task = bar.add_task("sample", total=n, completed=n - sum(b - a for a, b in ranges))
+        for low, high in ranges:
+            yield low, high
+            bar.advance(task, high - low)
+
+
+def _write_array(path: Path, x: np.ndarray) -> None:
+    def write(partial: Path) -> None:
+        with partial.open("wb") as file:
+            np.save(file, x, allow_pickle=False)
+
+    write_atomic(path, write)
+
+
+def _assemble(out: Path, parts: Path, n: int, record: dict[str, Any]) -> None:
+    """Join the parts into one array and a picture; the parts go last."""
+    files = sorted(parts.glob("*.npy"))
+    x = np.concatenate([np.load(f, allow_pickle=False) for f in files])[:n]
+    if record["clamped_to"] is not None:
+        x = x.clip(-1, 1)
+        picture(out / PICTURE, x[:256])
+
+    def write(partial: Path) -> None:
+        with partial.open("wb") as file:
+            np.savez(file, images=x)
+
+    write_atomic(out / SAMPLES, write)
+    for f in files:
+        f.unlink()
+    parts.rmdir()
+
+
+def picture(path: Path, images: np.ndarray, scale: int | None = None) -> None:
+    """A grid of images (n, C, H, W) in [−1, 1] as a PNG file.
+
+    Args:
+        path: the file.
+        images: with 1 or 3 channels; others show their first.
+        scale: how many pixels a pixel becomes; by default small images are enlarged to 32 pixels or more.
+    """
+    from PIL import Image
+
+    n, channels, height, width = images.shape
+    if channels != 3:
+        images = images[:, :1].repeat(3, axis=1)
+    columns = int(np.ceil(np.sqrt(n)))
+    rows = -(-n // columns)
+    gap = 1
+    canvas = np.full((rows * (height + gap) + gap, columns * (width + gap) + gap, 3), 255, np.uint8)
+    pixels = np.round((images.transpose(0, 2, 3, 1) + 1) * 127.5).clip(0, 255).astype(np.uint8)
+    for k, image in enumerate(pixels):
+        top, left = k // columns * (height + gap) + gap, k % columns * (width + gap) + gap
+        canvas[top : top + height, left : left + width] = image
+    factor = scale if scale is not None else max(1, -(-32 // height))
+    grid = Image.fromarray(canvas)
+    grid = grid.resize((grid.width * factor, grid.height * factor), Image.Resampling.NEAREST)
+    write_atomic(path, lambda partial: grid.save(partial, format="PNG"))

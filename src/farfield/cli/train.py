@@ -1,0 +1,49 @@
+"""``farfield train``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a model from a configuration file, or go on with a run that was interrupted.
+
+    A run can be killed at any moment: the same command continues it, and the final weights are the same to the bit.
+    The folder then holds model.safetensors and card.json, which `farfield sample FOLDER` takes.
+
+    example:  farfield train configs/digits.yaml --out runs/digits
+
+    example:  farfield train configs/digits.yaml optimizer.lr=1e-3 steps=2000 --out runs/short
+    """
+
+    config: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CONFIG")]
+    """YAML file with the configuration."""
+    overrides: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="KEY=VALUE")] = ()
+    """Changes to it, e.g. optimizer.lr=1e-3."""
+    out: Path | None = None
+    """Folder of the run; runs/NAME-OF-THE-CONFIG by default."""
+    new: bool = False
+    """Refuse to go on with a run that is there already."""
+    quiet: bool = False
+    """Show no progress."""
+    json: bool = False
+    """Print the result as JSON."""
+
+    def run(self) -> int:
+        """Train and print where the model is."""
+        from farfield.cli.common import print_json
+        from farfield.training import load_config, train
+
+        out = self.out if self.out is not None else Path("runs") / self.config.stem
+        result = train(load_config(self.config, self.overrides), out, resume=not self.new, progress=not self.quiet)
+        if self.json:
+            print_json({**vars(result), "folder": str(result.folder)})
+        else:
+            print(f"{result.folder}: {result.steps} steps, loss {result.loss:.4f}, {result.seconds:.0f} s")
+            print(f"next:  farfield report {result.folder} --out {result.folder}-report")
+        return 0

@@ -1,0 +1,62 @@
+"""Exact laws: distributions whose posterior mean, density and Jacobian are known in closed form.
+
+A law p₀ blurred by Gaussian noise has ``∂D/∂x = Cov(x₀ | x)/σ²``, symmetric and positive semidefinite, so that products
+with the Jacobian and with its transpose agree.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from farfield.denoiser import Denoiser
+
+
+def level(sigma: float | Tensor, device: torch.device) -> float | Tensor:
+    """σ as a number or as a float64 tensor () or (B, 1), ready to meet (B, r) statistics."""
+    if not isinstance(sigma, Tensor):
+        return float(sigma)
+    wide = sigma.to(device=device, dtype=torch.float64)
+    return wide.unsqueeze(1) if wide.ndim else wide
+
+
+class Distribution(Denoiser):
+    """A law of x₀ that can be sampled, whose blurred density is known, and that is its own exact denoiser."""
+
+    @abstractmethod
+    def sample(self, n: int, generator: torch.Generator | None = None, sigma: float = 0.0) -> Tensor:
+        """``n`` draws (n, *event) at noise level σ (0: of the law itself)."""
+
+    @abstractmethod
+    def log_prob(self, x: Tensor, sigma: float | Tensor = 0.0, **condition: Any) -> Tensor:
+        """``log p(x; σ)`` in nats, normalised: (B,) in float64. ``x`` is (B, *event), σ a number, () or (B,)."""
+
+    def vjp(self, x: Tensor, sigma: float | Tensor, v: Tensor, **condition: Any) -> tuple[Tensor, Tensor]:
+        """``D(x, σ)`` and ``(∂D/∂x)ᵀ v``; the Jacobian is symmetric, so this is :meth:`jvp`."""
+        return self.jvp(x, sigma, v, **condition)
+
+    def trace(self, x: Tensor, sigma: float | Tensor, **condition: Any) -> Tensor:
+        """``tr ∂D/∂x`` for each sample, (B,) in float64; subclasses know it in closed form."""
+        return Denoiser.divergence(self, x, sigma, "exact", **condition)
+
+    def posterior_trace(self, x: Tensor, sigma: float | Tensor, **condition: Any) -> Tensor:
+        """``tr Cov(x₀ | x, σ) = σ² tr ∂D/∂x`` for each sample, (B,) in float64."""
+        wide = sigma.to(device=x.device, dtype=torch.float64) if isinstance(sigma, Tensor) else sigma
+        return self.trace(x, sigma, **condition) * (wide * wide)
+
+    def divergence(
+        self,
+        x: Tensor,
+        sigma: float | Tensor,
+        method: Literal["exact", "hutchinson"] = "exact",
+        probes: int = 1,
+        generator: torch.Generator | None = None,
+        **condition: Any,
+    ) -> Tensor:
+        """``tr ∂D/∂x``, (B,): in closed form for ``"exact"``, else as :meth:`Denoiser.divergence`."""
+        if method == "exact":
+            return self.trace(x, sigma, **condition)
+        return super().divergence(x, sigma, method, probes, generator, **condition)

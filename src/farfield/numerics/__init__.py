@@ -1,0 +1,1 @@
+"""Covariance spectra, streaming moments and log-sum-exp, quadrature, random streams."""

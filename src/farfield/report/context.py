@@ -1,0 +1,207 @@
+"""What the sections of a report share, each thing computed once and only when a section asks for it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor
+
+from farfield.analysis import ScoreFidelity, SolverTable, reference_laws, score_fidelity, solver_errors
+from farfield.analysis.entrants import baseline, default_entrants
+from farfield.analysis.solver_table import NFES, Reference, reference_solution
+from farfield.data import DataSet
+from farfield.denoiser import Denoiser
+from farfield.distributions import Gaussian
+from farfield.errors import FarfieldError
+from farfield.sampling import Sampler
+
+T = TypeVar("T")
+
+#: Samples drawn at once; it bounds memory and changes no sample.
+BATCH = 256
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much work each section does.
+
+    Attributes:
+        shown: samples on the page.
+        samples: drawn for the quality numbers, for each seed; ``repeats`` seeds.
+        compared: samples drawn with the recommended sampler and with Heun for a comparison.
+        queries, levels: of the score fidelity.
+        trajectories: whose shape is measured.
+        solver_n: samples on which the solvers are compared; ``fine`` steps of the reference, ``nfes`` budgets.
+    """
+
+    shown: int = 64
+    samples: int = 1500
+    repeats: int = 3
+    compared: int = 500
+    queries: int = 384
+    levels: int = 22
+    trajectories: int = 128
+    solver_n: int = 48
+    fine: int = 208
+    nfes: tuple[int, ...] = NFES
+
+
+QUICK = Sizes(48, 300, 1, 100, 96, 10, 32, 12, 64, (6, 10, 16))
+
+
+@dataclass
+class ReportContext:
+    """The model, the data, and what follows from both.
+
+    Attributes:
+        model: the denoiser.
+        data: the data set; ``train`` and ``heldout`` are its parts.
+        name: what the model is called.
+        seed: of everything random.
+        quick: whether sizes are cut down.
+        sizes: how much work each section does.
+    """
+
+    model: Denoiser
+    data: DataSet
+    name: str
+    seed: int = 0
+    quick: bool = False
+    sizes: Sizes = field(default_factory=Sizes)
+    _kept: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    def once(self, name: str, make: Callable[[], T]) -> T:
+        """The value of ``make``, computed at the first call; an error is kept as well, and raised again."""
+        if name not in self._kept:
+            try:
+                self._kept[name] = make()
+            except Exception as error:
+                self._kept[name] = error
+        found = self._kept[name]
+        if isinstance(found, Exception):
+            raise found
+        return cast(T, found)
+
+    def peek(self, name: str) -> Any:
+        """What ``once`` has kept under a name, or None if it failed or was not asked for."""
+        found = self._kept.get(name)
+        return None if isinstance(found, Exception) else found
+
+    @property
+    def train(self) -> Tensor:
+        """The training samples (N, *event), on the model's device."""
+        return self.once("train", lambda: self.data.train.images.to(self.device))
+
+    @property
+    def heldout(self) -> Tensor:
+        """The held-out samples, on the model's device."""
+        return self.once("heldout", lambda: self.data.validation.images.to(self.device))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model's tensors are."""
+        for tensor in (*self.model.parameters(), *self.model.buffers()):
+            return tensor.device
+        return torch.device("cpu")
+
+    @property
+    def laws(self) -> dict[str, Denoiser]:
+        """The laws of the score fidelity, fitted to the training samples."""
+        return self.once("laws", lambda: reference_laws(self.train, seed=self.seed))
+
+    @property
+    def gaussian(self) -> Gaussian:
+        """The training samples' Gaussian; in more than 1024 coordinates its 64 leading ones with a tail, to stay small."""
+
+        def fit() -> Gaussian:
+            dim = math.prod(self.data.event_shape)
+            if dim > 1024:
+                return Gaussian.fit(self.train, rank=64)
+            found = self.laws["gaussian"]
+            assert isinstance(found, Gaussian)
+            return found
+
+        return self.once("gaussian", fit)
+
+    @property
+    def fidelity(self) -> ScoreFidelity:
+        """Score fidelity at noised training samples."""
+
+        def measure() -> ScoreFidelity:
+            from farfield.analysis.fidelity import default_sigmas
+
+            return score_fidelity(
+                self.model,
+                self.train,
+                sigmas=default_sigmas(self.model, self.sizes.levels),
+                queries=self.sizes.queries,
+                laws=self.laws,
+                seed=self.seed,
+            )
+
+        return self.once("fidelity", measure)
+
+    @property
+    def teleports(self) -> tuple[float, ...]:
+        """Levels down to which the Gaussian leaves 0.01 % and 0.1 % of the score unexplained."""
+        try:
+            found = [self.fidelity.explained_until("gaussian", u) for u in (1e-4, 1e-3)]
+        except FarfieldError:
+            return ()
+        return tuple(s for s in found if s is not None)
+
+    @property
+    def reference(self) -> Reference:
+        """A fine solution of the model's ODE."""
+        return self.once("reference", self._solve_finely)
+
+    def _solve_finely(self) -> Reference:
+        s = self.sizes
+        return reference_solution(
+            self.model, s.solver_n, self.seed, gaussian=self.gaussian, levels=s.fine, batch_size=BATCH
+        )  # fmt: skip
+
+    @property
+    def solvers(self) -> SolverTable:
+        """Error against evaluations of the usual samplers."""
+
+        def measure() -> SolverTable:
+            s = self.sizes
+            return solver_errors(
+                self.model,
+                nfes=s.nfes,
+                n=s.solver_n,
+                seed=self.seed,
+                gaussian=self.gaussian,
+                entrants=default_entrants(self.model, self.gaussian, self.teleports, quick=self.quick),
+                reference=self.reference,
+                batch_size=BATCH,
+            )
+
+        return self.once("solvers", measure)
+
+    @property
+    def sampler(self) -> Sampler:
+        """The recommended sampler; Heun on 18 levels where the comparison of solvers failed."""
+
+        def choose() -> Sampler:
+            try:
+                return self.solvers.recommended()
+            except Exception:
+                return baseline(self.model)
+
+        return self.once("sampler", choose)
+
+    def draw(self, sampler: Sampler, n: int, seed: int) -> Tensor:
+        """``n`` samples of a seed, (n, *event)."""
+        return sampler(self.model, n, seed, batch_size=BATCH).x
+
+    @property
+    def samples(self) -> Tensor:
+        """Samples of the recommended sampler from the report's seed, enough for the page and the quality numbers."""
+        count = max(self.sizes.shown, min(self.sizes.samples, len(self.train)))
+        return self.once("samples", lambda: self.draw(self.sampler, count, self.seed))

@@ -1,0 +1,93 @@
+"""How much of the model's score the simple laws explain."""
+
+from __future__ import annotations
+
+from farfield.analysis import ScoreFidelity
+from farfield.report import blocks
+from farfield.report.context import ReportContext
+from farfield.report.registry import Section, section
+
+
+def _memory(found: ScoreFidelity) -> str:
+    """What happens below: does the model follow its training samples, or something smoother?"""
+    below = [k for k, v in enumerate(found.laws["gaussian"].fuv) if v >= 0.1]
+    if not below:
+        return ""
+    k = below[0]
+    left = {name: found.laws[name].fuv[k] for name in ("gaussian", "mixture", "empirical") if name in found.laws}
+    leaves = ", ".join(f"{100 * value:.2g} % by the {_label(name)} law" for name, value in left.items())
+    last = found.laws["empirical"].fuv[-1]
+    if max(found.laws["empirical"].fuv) < 0.05:
+        memory = "Down to the lowest noise it follows the empirical law: it reproduces its training samples."
+    elif last > 0.5:
+        memory = (
+            "Towards the lowest noise the empirical law explains nothing of it: it has not learnt its training samples "
+            "one by one."
+        )
+    else:
+        memory = f"At the lowest noise the empirical law leaves {100 * last:.2g} % unexplained."
+    return f"Below, it knows more; left unexplained at σ = {found.sigmas[k]:.2g}: {leaves}. {memory}"
+
+
+def _label(name: str) -> str:
+    return "Gaussian" if name == "gaussian" else name
+
+
+def _reach(sigma: float | None) -> str:
+    return "nowhere" if sigma is None else blocks.number(sigma, 2)
+
+
+@section("fidelity", "What the model knows at each noise level", order=30)
+def fidelity(context: ReportContext) -> Section:
+    """The unexplained fraction of the score by law and level."""
+    found = context.fidelity
+    until, low = found.gaussian_until, found.sigmas[-1]
+    out = []
+    if until is None:
+        out.append(
+            blocks.text(
+                "At no noise level does the Gaussian with the data's mean and covariance explain 99 % of the score."
+            )
+        )
+    elif until <= low:
+        out.append(
+            blocks.text(
+                "At every noise level the Gaussian with the data's mean and covariance explains 99 % of the score."
+            )
+        )
+    else:
+        out.append(
+            blocks.text(
+                f"Above σ = {until:.2g} the model does no more than the Gaussian with the data's mean and covariance:",
+                "that law explains over 99 % of its score, and a sampler can skip that part at no cost.",
+                _memory(found),
+            )
+        )
+    caption = (
+        f"Fraction of the score's variance that each law leaves unexplained: FUV(σ) = E‖s_model − s_law‖² / E‖s_model‖² "
+        f"(Wang & Vastola 2024, Eq. 28), ratio of means over {found.queries} queries x = training sample + σz. Lower is "
+        f"better; 1 is as bad as no law at all. isotropic: mean only. Gaussian: mean and covariance. mixture: "
+        f"{found.components} k-means clusters with their own covariances. empirical: the {found.count:,} training samples as "
+        "points, the optimum of the training loss; it sees each query's own point. Ticks at the bottom: standard deviations "
+        "of the data along its leading principal components."
+    )
+    out.append(
+        blocks.figure(
+            blocks.svg(found.plot(), "Unexplained fraction of the score against noise level, by law"), caption
+        )
+    )
+    shares = (0.01, 0.1, 0.5)
+    reach = [[_label(name), *(_reach(found.explained_until(name, u)) for u in shares)] for name in found.laws]
+    heads = [f"explains {100 * (1 - u):.0f} % down to σ =" for u in shares]
+    out.append(blocks.table(["law", *heads], reach, "How far down from high noise each law explains the score."))
+    step = max(1, len(found.sigmas) // 8)
+    shown = sorted({*range(0, len(found.sigmas), step), len(found.sigmas) - 1})
+    rows = [
+        [blocks.number(found.sigmas[k]), *(curve.fuv[k] for curve in found.laws.values())] for k in shown
+    ]  # fmt: skip
+    out.append(
+        blocks.details(
+            "The numbers", blocks.table(["σ", *found.laws], rows, "Unexplained fraction of the score (no unit)")
+        )
+    )  # fmt: skip
+    return Section(out, {**found.to_dict(), "lowest_sigma": low})

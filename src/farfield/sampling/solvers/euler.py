@@ -1,0 +1,34 @@
+"""Euler's rule, which is DDIM."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from torch import Tensor
+
+from farfield.sampling.solvers.base import Evaluate, Solver, blend
+
+if TYPE_CHECKING:
+    from farfield.distributions import Gaussian
+
+
+@dataclass(frozen=True)
+class Euler(Solver):
+    """Euler's step of ``dx/dσ = (x − D)/σ``: ``x' = (σ'/σ) x + (1 − σ'/σ) D``. One evaluation, order 1.
+
+    It solves the equation exactly while D stays constant, and is DDIM in any parameterisation (Song, Meng & Ermon 2021).
+    """
+
+    name: ClassVar[str] = "euler"
+    order: ClassVar[int] = 1
+
+    def plan(self, sigmas: Sequence[float], like: Tensor, covariance: Gaussian | None = None) -> list[float]:
+        """``σ'/σ`` of each step."""
+        return [b / a for a, b in pairwise(sigmas)]
+
+    def step(self, evaluate: Evaluate, x: Tensor, d: Tensor, memory: Any, plan: float) -> tuple[Tensor, None]:
+        """``x' = (σ'/σ) x + (1 − σ'/σ) D``."""
+        return (blend(d, x, plan) if plan else d), None

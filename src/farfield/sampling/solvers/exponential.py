@@ -1,0 +1,83 @@
+"""Weights of the exponential multistep rule: one-dimensional integrals of a polynomial against an integrating factor.
+
+A mode of variance λ under ``dz/d log σ = σ²/(σ² + λ) z − R(σ)`` goes from level a to level b < a by
+
+    z(b) = g z(a) + sqrt(b² + λ) ∫_{log b}^{log a} R(s)/sqrt(s² + λ) d log s,      g = sqrt((b² + λ)/(a² + λ)).
+
+R is replaced by the polynomial in ``u(σ)`` through its last p values; the weight of value j is the integral with the
+Lagrange basis polynomial ℓ_j in place of R.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+NODES = 24
+
+
+@lru_cache(maxsize=4)
+def _gauss_legendre(n: int) -> tuple[np.ndarray, np.ndarray]:
+    return np.polynomial.legendre.leggauss(n)
+
+
+def nodes_and_weights(low: float, high: float) -> tuple[np.ndarray, np.ndarray]:
+    """Gauss-Legendre nodes and weights on [low, high], in panels no longer than 2.
+
+    1/sqrt(s² + λ) as a function of log s has its nearest pole at distance π/2 from the real axis, whatever λ is: on a panel
+    of length 2 the error of 24 nodes is below 1e-16.
+    """
+    panels = max(1, math.ceil((high - low) / 2))
+    x, w = _gauss_legendre(NODES)
+    edges = np.linspace(low, high, panels + 1)
+    half = (edges[1:] - edges[:-1])[:, None] / 2
+    middle = (edges[1:] + edges[:-1])[:, None] / 2
+    return (middle + half * x).ravel(), (half * w).ravel()
+
+
+def variable(log_sigma: np.ndarray, exponent: float) -> np.ndarray:
+    """The interpolation variable ``u = σ^exponent``, or log σ for exponent 0."""
+    return np.exp(exponent * log_sigma) if exponent else log_sigma
+
+
+def lagrange(u: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """The Lagrange basis polynomials through ``points`` (p,), evaluated at ``u`` (m,): (p, m)."""
+    rows = []
+    for j, own in enumerate(points):
+        others = np.delete(points, j)
+        rows.append(np.prod((u[None, :] - others[:, None]) / (own - others)[:, None], axis=0))
+    return np.stack(rows)
+
+
+def step_weights(
+    variances: Tensor, a: float, b: float, known: Sequence[float], exponent: float
+) -> tuple[Tensor, list[Tensor]]:
+    """Gain and residual weights of one step, for every mode.
+
+    Args:
+        variances: (r,) λ ≥ 0, float64.
+        a, b: the levels from which and to which the step leads, ``a > b >= 0``.
+        known: the levels at which the residual is known, p of them; for b = 0 the level a alone.
+        exponent: of the interpolation variable.
+
+    Returns:
+        g (r,) and one weight (r,) for each level of ``known``, float64.
+    """
+    lam = variances.double()
+    if b == 0:
+        # Near zero noise the residual of a mode of variance λ goes as σ²/(σ² + λ) (a cluster whose mean is not the data's);
+        # with that factor the integral converges and the step is exact for such a cluster, and for λ = 0 it returns R = D.
+        gain = (lam / (a * a + lam)).sqrt()
+        return gain, [(a * a + lam) / (a * a) * (1 - gain)]
+    gain = ((b * b + lam) / (a * a + lam)).sqrt()
+    log_s, w = nodes_and_weights(math.log(b), math.log(a))
+    basis = lagrange(variable(log_s, exponent), variable(np.log(np.asarray(known)), exponent)) * w
+    # sqrt(b² + λ)/sqrt(s² + λ) as one ratio: neither factor may overflow or vanish on its own.
+    s2 = torch.from_numpy(np.exp(2 * log_s))
+    factor = ((b * b + lam)[:, None] / (s2[None, :] + lam[:, None])).sqrt()
+    return gain, list((factor @ torch.from_numpy(basis).T).unbind(1))

@@ -1,0 +1,149 @@
+"""Where a run starts: the level, and the state there as a function of each sample's own noise.
+
+A start sees the grid it was given and returns the grid that is left to solve. ``Teleport`` and ``LateStart`` begin below the
+top of the grid; ``grid="regrid"`` spends all steps below the start, ``grid="truncate"`` drops the steps above it and so
+saves their evaluations (Wang & Vastola 2024, section 6 and Alg. 1).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor
+
+from farfield.distributions import Gaussian
+from farfield.errors import ArgumentError
+from farfield.processes import Process
+from farfield.sampling.grids import Grid
+
+GridPolicy = Literal["regrid", "truncate"]
+
+
+class Start(ABC):
+    """Base class of the starts; subclasses are frozen dataclasses."""
+
+    name: ClassVar[str]
+
+    def grid(self, grid: Grid) -> Grid:
+        """The grid below the start."""
+        return grid
+
+    @abstractmethod
+    def state(self, z: Tensor, top: float, process: Process) -> Tensor:
+        """The state at the start.
+
+        Args:
+            z: standard normal noise (B, *event), each sample's own.
+            top: the highest level of the grid as it was given.
+            process: the denoiser's process.
+        """
+
+    def to_dict(self) -> dict[str, Any]:
+        """The name and parameters; a Gaussian among them stays an object, for the sampler to write once."""
+        return {"name": self.name}
+
+
+def _below(grid: Grid, sigma: float, policy: str, who: str) -> Grid:
+    top, low = grid.levels[0], grid.levels[-1]
+    if not low <= sigma <= top * (1 + 1e-9):
+        raise ArgumentError(f"{who} at sigma = {sigma:g} lies outside the grid, which runs from {top:g} to {low:g}")
+    if policy == "regrid":
+        return grid.starting_at(sigma)
+    if policy == "truncate":
+        return grid.truncated(sigma)
+    raise ArgumentError(f"grid = {policy!r}; expected 'regrid' or 'truncate'")
+
+
+@dataclass(frozen=True)
+class Prior(Start):
+    """The process's prior at the top of the grid; for diffusion ``σ_0 z``."""
+
+    name: ClassVar[str] = "prior"
+
+    def state(self, z: Tensor, top: float, process: Process) -> Tensor:
+        """``σ_0 z``."""
+        if not process.gaussian:
+            raise ArgumentError(f"Prior draws from noise streams, which {process!r} does not offer; use Given(x)")
+        return top * z
+
+
+@dataclass(frozen=True)
+class LateStart(Start):
+    """A draw from N(μ, Σ + σ² I) at a lower level (Raya & Ambrogioni 2023, section 4.2; Wang & Vastola 2024, section 8).
+
+    Unlike a teleport it has no bias from the finite top of the grid, and it does not keep the noise-to-image map.
+
+    Args:
+        gaussian: the data's Gaussian.
+        sigma: the level of the start.
+        grid: ``"regrid"`` (same number of steps, all below σ) or ``"truncate"`` (the levels above σ are dropped).
+    """
+
+    gaussian: Gaussian
+    sigma: float
+    grid_policy: GridPolicy = "regrid"
+    name: ClassVar[str] = "late_start"
+
+    def grid(self, grid: Grid) -> Grid:
+        """The grid from σ down."""
+        return _below(grid, self.sigma, self.grid_policy, "LateStart")
+
+    def state(self, z: Tensor, top: float, process: Process) -> Tensor:
+        """``μ + (Σ + σ²)^½ z``."""
+        return self.gaussian.colour(z, self.sigma)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The parameters."""
+        return {
+            "name": self.name, "gaussian": self.gaussian, "sigma": self.sigma, "grid_policy": self.grid_policy
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Teleport(Start):
+    """The same noise carried along the Gaussian flow from the top of the grid to σ, at no evaluation.
+
+    (Wang & Vastola 2024, Alg. 1.) The map from noise to image is kept. Parameters as for :class:`LateStart`.
+    """
+
+    gaussian: Gaussian
+    sigma: float
+    grid_policy: GridPolicy = "regrid"
+    name: ClassVar[str] = "teleport"
+
+    def grid(self, grid: Grid) -> Grid:
+        """The grid from σ down."""
+        return _below(grid, self.sigma, self.grid_policy, "Teleport")
+
+    def state(self, z: Tensor, top: float, process: Process) -> Tensor:
+        """``μ + sqrt((Σ + σ²)/(Σ + σ_0²)) (σ_0 z − μ)``."""
+        return self.gaussian.flow(top * z, top, self.sigma)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The parameters."""
+        return {
+            "name": self.name, "gaussian": self.gaussian, "sigma": self.sigma, "grid_policy": self.grid_policy
+        }  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Given(Start):
+    """States given at the top of the grid, (n, *event): for encoding, continuation and comparison of solvers."""
+
+    x: Tensor
+    name: ClassVar[str] = "given"
+
+    def state(self, z: Tensor, top: float, process: Process) -> Tensor:
+        """The given states; the run picks the rows."""
+        return self.x
+
+    def to_dict(self) -> dict[str, Any]:
+        """Raises ArgumentError: states are data and do not belong into a sampler's description."""
+        raise ArgumentError(
+            "a sampler that starts from Given(x) cannot be written to JSON; pass x to Sampler.run instead"
+        )
+
+
+STARTS: dict[str, type[Start]] = {s.name: s for s in (Prior, LateStart, Teleport, Given)}

@@ -1,0 +1,243 @@
+"""The configuration of a training run: nested frozen dataclasses, read from YAML and ``key=value`` overrides.
+
+Every value has a default but the data; every key and value is checked before anything runs, and each mistake is one
+line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from farfield.errors import ArgumentError
+from farfield.networks.mlp import MLPConfig
+from farfield.networks.model_file import Preconditioning
+from farfield.networks.structure import plain, structure
+from farfield.networks.unet import SongUNetConfig
+from farfield.objectives.edm import EDMObjective
+
+
+def _need(ok: bool, name: str, value: object, right: str) -> None:
+    if not ok:
+        raise ArgumentError(f"{name} = {value}; expected {right}")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the training images come from.
+
+    Args:
+        source: a name or path that ``farfield.data.load`` knows, e.g. ``digits`` or ``toy:ring``.
+        size: image size in pixels; None is the source's own.
+        holdout: number of images kept aside; 0 trains on all, None is the source's own number.
+    """
+
+    source: str
+    size: int | None = None
+    holdout: int | None = None
+
+    def __post_init__(self) -> None:
+        _need(self.size is None or self.size > 0, "data.size", self.size, "a positive number")
+        _need(self.holdout is None or self.holdout >= 0, "data.holdout", self.holdout, "a number of at least 0")
+
+
+@dataclass(frozen=True)
+class LabelsConfig:
+    """Training on the data's classes.
+
+    Args:
+        use: give the network its image's class.
+        dropout: probability that a class is hidden, so that the network also learns the law of all of them.
+    """
+
+    use: bool = False
+    dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        _need(0 <= self.dropout <= 1, "labels.dropout", self.dropout, "a probability in [0, 1]")
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """Random changes of the training images, off by default.
+
+    Args:
+        flip: probability of a mirror image, left to right.
+        translate: largest shift in pixels along each axis; the border is repeated.
+        inform: tell the network what was done (flip, shift down, shift right), so that samples do not show it
+            (Karras et al. 2022, appendix F.2).
+    """
+
+    flip: float = 0.0
+    translate: int = 0
+    inform: bool = True
+
+    def __post_init__(self) -> None:
+        _need(0 <= self.flip <= 1, "augment.flip", self.flip, "a probability in [0, 1]")
+        _need(0 <= self.translate <= 64, "augment.translate", self.translate, "0 to 64 pixels")
+
+    @property
+    def active(self) -> bool:
+        """Whether anything is changed at all."""
+        return self.flip > 0 or self.translate > 0
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """Adam and its learning rate.
+
+    Args:
+        lr: the learning rate after warm-up, > 0.
+        betas: Adam's averaging factors.
+        eps: Adam's ε.
+        weight_decay: decoupled decay (AdamW), a rate a step times ``lr``.
+        warmup_steps: steps of linear growth from 0.
+        decay: ``constant``; ``cosine``, to 0 at the last step; or ``rsqrt``, as 1/√step after ``decay_start``.
+        decay_start: the step at which ``rsqrt`` sets in.
+        clip: largest norm of the gradient; None does not clip.
+    """
+
+    lr: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    warmup_steps: int = 100
+    decay: Literal["constant", "cosine", "rsqrt"] = "constant"
+    decay_start: int = 1000
+    clip: float | None = 1.0
+
+    def __post_init__(self) -> None:
+        _need(self.lr > 0, "optimizer.lr", self.lr, "a positive number")
+        _need(all(0 <= b < 1 for b in self.betas), "optimizer.betas", list(self.betas), "two numbers in [0, 1)")
+        _need(self.eps > 0, "optimizer.eps", self.eps, "a positive number")
+        _need(self.weight_decay >= 0, "optimizer.weight_decay", self.weight_decay, "a number of at least 0")
+        _need(self.warmup_steps >= 0, "optimizer.warmup_steps", self.warmup_steps, "a number of at least 0")
+        _need(self.decay_start > 0, "optimizer.decay_start", self.decay_start, "a positive number")
+        _need(self.clip is None or self.clip > 0, "optimizer.clip", self.clip, "a positive number, or null")
+
+
+@dataclass(frozen=True)
+class EMAConfig:
+    """The average of the weights that is kept as the model.
+
+    Args:
+        half_life: images after which a weight counts half.
+        ramp: the half-life is at most this fraction of the images seen, which forgets the start; None is no ramp.
+    """
+
+    half_life: float = 500_000.0
+    ramp: float | None = 0.05
+
+    def __post_init__(self) -> None:
+        _need(self.half_life >= 0, "ema.half_life", self.half_life, "a number of at least 0")
+        _need(self.ramp is None or self.ramp > 0, "ema.ramp", self.ramp, "a positive number, or null")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A whole training run.
+
+    Args:
+        data, network, preconditioning, objective, labels, augment, optimizer, ema: see their classes.
+        batch_size: images a step.
+        steps: optimiser steps of the whole run.
+        seed: of weights, order, noise, dropout and augmentation.
+        device: ``auto`` is the first GPU, or else the CPU.
+        threads: CPU threads; None leaves torch's setting. Results are reproducible for a fixed number.
+        checkpoint_every: steps between checkpoints.
+        keep: checkpoints kept.
+        log_every: steps between lines of the log.
+    """
+
+    data: DataConfig
+    network: SongUNetConfig | MLPConfig = field(default_factory=SongUNetConfig)
+    preconditioning: Preconditioning = field(default_factory=Preconditioning)
+    objective: EDMObjective = field(default_factory=EDMObjective)
+    labels: LabelsConfig = field(default_factory=LabelsConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    ema: EMAConfig = field(default_factory=EMAConfig)
+    batch_size: int = 128
+    steps: int = 10_000
+    seed: int = 0
+    device: str = "auto"
+    threads: int | None = None
+    checkpoint_every: int = 1000
+    keep: int = 2
+    log_every: int = 100
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "steps", "checkpoint_every", "keep", "log_every"):
+            _need(getattr(self, name) > 0, name, getattr(self, name), "a positive number")
+        _need(self.steps < 2**31, "steps", self.steps, "less than 2^31")
+        _need(self.threads is None or 0 < self.threads <= 1024, "threads", self.threads, "1 to 1024, or null")
+
+
+#: Keys that do not change what is computed: a run may be resumed with other values of them.
+BOOKKEEPING = ("device", "checkpoint_every", "keep", "log_every")
+
+
+def to_dict(config: TrainConfig) -> dict[str, Any]:
+    """The configuration as JSON holds it."""
+    return plain(config)
+
+
+def from_dict(mapping: object) -> TrainConfig:
+    """A configuration from a mapping; raises ``ArgumentError`` in one line for any key or value that is wrong."""
+    return structure(TrainConfig, mapping)
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
+    """Read a YAML file and change it by overrides such as ``optimizer.lr=2e-3`` (values are YAML, keys are dotted).
+
+    Raises:
+        ArgumentError: an unreadable file, invalid YAML, an override without ``=``, an unknown key, a wrong value.
+    """
+    import yaml
+
+    try:
+        mapping = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ArgumentError(
+            f"configuration {str(path)!r} cannot be read: {getattr(error, 'strerror', error)}"
+        ) from error
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ArgumentError(f"configuration {str(path)!r} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(mapping, dict):
+        raise ArgumentError(f"configuration {str(path)!r} holds no mapping of names to values")
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key.strip():
+            raise ArgumentError(f"override {override!r}; expected key=value, e.g. optimizer.lr=2e-3")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ArgumentError(f"override {override!r}: the value is not valid YAML") from error
+        *parents, last = key.strip().split(".")
+        place = mapping
+        for parent in parents:
+            inner = place.setdefault(parent, {})
+            if not isinstance(inner, dict):
+                raise ArgumentError(f"override {override!r}: {parent} is not a group of keys")
+            place = inner
+        place[last] = value
+    return from_dict(mapping)
+
+
+def differences(a: TrainConfig, b: TrainConfig) -> list[str]:
+    """The keys, dotted, in which two configurations compute something different."""
+
+    def flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+        out: dict[str, Any] = {}
+        for key, entry in value.items():
+            out |= flat(entry, f"{prefix}{key}.") if isinstance(entry, dict) else {f"{prefix}{key}": entry}
+        return out
+
+    ignored = set(BOOKKEEPING)
+    # Without a decay that aims at the last step, a run may be made longer or shorter at any time.
+    if a.optimizer.decay != "cosine":
+        ignored.add("steps")
+    left, right = flat(to_dict(a)), flat(to_dict(b))
+    return [key for key in left.keys() | right.keys() if key not in ignored and left.get(key) != right.get(key)]

@@ -1,0 +1,18 @@
+"""Seeds, threads and globals: every test starts from the same state and has to leave it as it was."""
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def _steady_globals():
+    torch.manual_seed(0)
+    before = torch.get_default_dtype(), torch.is_grad_enabled(), torch.are_deterministic_algorithms_enabled()
+    yield
+    after = torch.get_default_dtype(), torch.is_grad_enabled(), torch.are_deterministic_algorithms_enabled()
+    assert after == before, "a test changed a global setting of torch"
+
+
+def pytest_configure():
+    # Two workers on two cores: more threads would only fight each other.
+    torch.set_num_threads(1)

@@ -1,0 +1,111 @@
+"""Noise grids: published values, the identities that re-gridding rests on, and refusals."""
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from farfield.errors import ArgumentError
+from farfield.processes import DDPM, VP
+from farfield.sampling import ddpm, karras, log_snr, vp_time
+from farfield.sampling.grids import Explicit, as_grid, grid_from_dict
+
+
+def test_karras_18():
+    """Geometry fact 1 (and gaussian_score F1): ascending there, descending here."""
+    expected = (
+        "0.002, 0.0075280199628, 0.022934518372, 0.059947311235, 0.13951646873, 0.29644228448, 0.58534812319, "
+        "1.0881706365, 1.9233398370, 3.2568215198, 5.3151945218, 8.4009353091, 12.910082381, 19.352452980, "
+        "28.374584604, 40.785573797, 57.585984721, 80."
+    )
+    assert karras(18).levels[::-1] == pytest.approx([float(v) for v in expected.split(",")], rel=1e-9)
+    assert list(karras(18))[-1] == 0
+    assert len(karras(18)) == 19
+
+
+def test_karras_40():
+    """Geometry fact 3."""
+    levels = karras(40).levels[::-1]
+    for n, t in ((2, 0.0036765891681), (13, 0.34891507763), (21, 2.8183924302), (31, 19.945628017), (39, 69.450946037)):
+        assert levels[n - 1] == pytest.approx(t, rel=1e-9)
+
+
+def test_euler_weights_of_karras_18():
+    """Geometry fact 2: w_n = 1 − t_{n−1}/t_n, strictly increasing as n falls."""
+    levels = list(karras(18))[::-1]
+    weights = [1 - a / b for a, b in pairwise(levels)]
+    assert weights[:4] == pytest.approx([1, 0.7343258905, 0.6717602768, 0.6174220678], rel=1e-9)
+    assert weights[-1] == pytest.approx(0.2801751910, rel=1e-9)
+    for n in (5, 10, 18, 40):
+        grid = list(karras(n))
+        steps = [1 - b / a for a, b in pairwise(grid)]
+        assert steps == sorted(steps)
+
+
+@given(n=st.integers(3, 60), i=st.integers(1, 58))
+def test_karras_tail_identity(n, i):
+    """Gaussian_score F2: karras(n − i, σ_max = σ_i) is the tail of karras(n)."""
+    i = min(i, n - 2)
+    whole = karras(n)
+    assert karras(n - i, sigma_max=whole[i]).levels == pytest.approx(whole.levels[i:], rel=1e-12)
+    assert whole.truncated(whole[i]).levels == whole.levels[i:]
+
+
+@given(rule=st.sampled_from([karras, log_snr, vp_time, ddpm]), n=st.integers(2, 50), part=st.floats(0.05, 0.95))
+def test_starting_at_keeps_rule_count_and_ends(rule, n, part):
+    grid = rule(n)
+    sigma = grid[0] ** part * grid.levels[-1] ** (1 - part)
+    if rule is ddpm and DDPM().time(sigma) < n:
+        return
+    lower = grid.starting_at(sigma)
+    assert len(lower) == len(grid)
+    assert lower[0] == pytest.approx(sigma, rel=1e-9)
+    assert lower.levels[-1] == pytest.approx(grid.levels[-1], rel=1e-9)
+
+
+def test_other_rules():
+    uniform = log_snr(5, 0.01, 100)
+    assert uniform.levels == pytest.approx([100, 10, 1, 0.1, 0.01])
+    grid = vp_time(3)
+    assert grid.levels == pytest.approx([VP().sigma(1.0), VP().sigma(0.5005), VP().sigma(1e-3)])
+    grid = ddpm(11)
+    assert grid.indices == (999, 899, 799, 699, 599, 500, 400, 300, 200, 100, 0)
+    assert grid.levels[0] == pytest.approx(157.407, rel=1e-5)
+    assert karras(1).levels == (80.0,)
+    assert karras(30, rho=1e6).levels == pytest.approx(log_snr(30).levels, rel=1e-4)
+
+
+@given(st.sampled_from([karras(7), log_snr(4, 0.1, 9.0), vp_time(5), ddpm(6, 100, "cosine"), Explicit((3.0, 1.0))]))
+def test_json_round_trip(grid):
+    assert grid_from_dict(grid.to_dict()) == grid
+
+
+def test_sequences_become_explicit_grids():
+    assert as_grid([5.0, 2.0, 0.0]).levels == (5.0, 2.0)
+    assert list(as_grid([5.0, 2.0])) == [5.0, 2.0, 0.0]
+    assert as_grid([5.0, 2.0, 1.0]).starting_at(3.0).levels == (3.0, 2.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("make", "match"),
+    [
+        (lambda: as_grid([1.0, 2.0]), "level 1 is 2 after 1"),
+        (lambda: as_grid([1.0, 1.0]), "decrease"),
+        (lambda: as_grid([1.0, -1.0]), "-1.0"),
+        (lambda: as_grid([1.0, 0.0, 0.5]), "0.0; expected finite, positive"),
+        (lambda: as_grid([float("nan")]), "nan"),
+        (lambda: as_grid([]), "at least one"),
+        (lambda: as_grid([0.0]), "at least one"),
+        (lambda: karras(0), "n = 0"),
+        (lambda: karras(4, sigma_min=2, sigma_max=1), "sigma_min = 2"),
+        (lambda: karras(4, rho=0), "rho"),
+        (lambda: ddpm(2000), "2000 levels"),
+        (lambda: vp_time(4, t_min=0), "t_min"),
+        (lambda: grid_from_dict({"name": "karas", "n": 3}), "karras"),
+        (lambda: grid_from_dict({"name": "karras", "m": 3}), "does not take"),
+    ],
+)
+def test_refusals(make, match):
+    with pytest.raises(ArgumentError, match=match):
+        make()
