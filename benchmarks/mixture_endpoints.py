@@ -1,7 +1,8 @@
 """End-point error against evaluations on an exact law: a 30-component mixture fitted to CIFAR-10 pooled to 16×16.
 
 Every solver starts from the same 32 noise vectors at σ = 80 and is compared with the same fine solution. Each peer is given
-every noise grid of ``GRIDS`` and counts with its best one at each budget; so does each of our own solvers.
+every noise grid (Karras with ρ = 7 and 12, uniform log-SNR, and the one from the data's spectrum) and counts with its best
+one at each budget; so does each of our own solvers.
 """
 
 from __future__ import annotations
@@ -19,17 +20,12 @@ from farfield.data import load
 from farfield.denoiser import Denoiser
 from farfield.distributions import Gaussian, GaussianMixture
 from farfield.numerics import streams
-from farfield.sampling import Sampler, Teleport, karras, log_snr
+from farfield.sampling import Sampler, Teleport, karras, log_snr, spectral
 from farfield.sampling.grids import Grid
 from farfield.sampling.solvers import Whitened
 
 BUDGETS = (5, 6, 8, 10, 14, 20)
 TRAJECTORIES = 32
-GRIDS: dict[str, Callable[[int], Grid]] = {
-    "ρ = 7": karras,
-    "ρ = 12": lambda n: karras(n, rho=12),
-    "log-SNR": log_snr,
-}
 DATA = Path(os.environ.get("FARFIELD_CIFAR10", Path(__file__).parents[2] / "shared/data/cifar10_train.parquet"))
 
 
@@ -76,6 +72,12 @@ def table(budgets: Sequence[int] = BUDGETS) -> dict[str, dict[int, tuple[float, 
     images = load(str(DATA), size=16).images
     law = GaussianMixture.fit(images, components=30, seed=0)
     gaussian = Gaussian.fit(images)
+    grids: dict[str, Callable[[int], Grid]] = {
+        "ρ = 7": karras,
+        "ρ = 12": lambda n: karras(n, rho=12),
+        "log-SNR": log_snr,
+        "spectral": lambda n: spectral(n, gaussian),
+    }
     x = 80 * streams.normal(0, range(TRAJECTORIES), images.shape[1:])
     reference = Sampler(Whitened(3), karras(400), covariance=gaussian).run(law, x).x
 
@@ -86,7 +88,7 @@ def table(budgets: Sequence[int] = BUDGETS) -> dict[str, dict[int, tuple[float, 
         row = {}
         for nfe in budgets:
             found = []
-            for name, grid in GRIDS.items():
+            for name, grid in grids.items():
                 sampler = build(grid(max(2, nfe))).with_nfe(nfe)
                 found.append((error(sampler.run(law, sampler.start.state(x / 80, 80.0, law.process)).x), name))
             row[nfe] = min(found)
@@ -101,11 +103,14 @@ def table(budgets: Sequence[int] = BUDGETS) -> dict[str, dict[int, tuple[float, 
         "isotropic exponential 2": sampler_row(lambda g: Sampler(Whitened(2), g)),
         "whitened": sampler_row(lambda g: Sampler("whitened", g, covariance=gaussian)),
         "whitened 3": sampler_row(lambda g: Sampler(Whitened(3), g, covariance=gaussian)),
+        "whitened, no corrector": sampler_row(
+            lambda g: Sampler(Whitened(unit="data", corrector="start"), g, covariance=gaussian)
+        ),
         "teleport 20 + whitened": sampler_row(lambda g: Sampler("whitened", g, far, covariance=gaussian)),
     }
     for name, make in peers().items():
         out[name] = {
-            nfe: min((error(diffusers_run(make, law, x, list(g(nfe)))), k) for k, g in GRIDS.items()) for nfe in budgets
+            nfe: min((error(diffusers_run(make, law, x, list(g(nfe)))), k) for k, g in grids.items()) for nfe in budgets
         }
     return out
 

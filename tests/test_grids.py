@@ -1,14 +1,18 @@
 """Noise grids: published values, the identities that re-gridding rests on, and refusals."""
 
+import json
 from itertools import pairwise
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from farfield.distributions import Gaussian
 from farfield.errors import ArgumentError
+from farfield.numerics.spectrum import Spectrum
 from farfield.processes import DDPM, VP
-from farfield.sampling import ddpm, karras, log_snr, vp_time
+from farfield.sampling import ddpm, karras, log_snr, spectral, vp_time
 from farfield.sampling.grids import Explicit, as_grid, grid_from_dict
 
 
@@ -79,6 +83,36 @@ def test_other_rules():
 @given(st.sampled_from([karras(7), log_snr(4, 0.1, 9.0), vp_time(5), ddpm(6, 100, "cosine"), Explicit((3.0, 1.0))]))
 def test_json_round_trip(grid):
     assert grid_from_dict(grid.to_dict()) == grid
+
+
+def test_spectral_grid_puts_its_levels_where_the_spectrum_is():
+    one = Gaussian(torch.zeros(3), Spectrum.isotropic(3, 4.0))
+    grid = spectral(21, one)
+    assert (grid[0], grid.levels[-1]) == (80.0, 0.002)
+    near = sum(1 for s in grid.levels if 1 < s < 4)
+    far = sum(1 for s in grid.levels if 0.01 < s < 0.04)
+    assert near >= 2 * far
+    assert grid_from_dict(json.loads(json.dumps(grid.to_dict()))) == grid
+    assert grid.starting_at(20.0).levels[0] == 20.0
+    assert len(grid.starting_at(20.0)) == len(grid)
+
+
+def test_spectral_grid_follows_units():
+    """Data in other units: the grid scales with them."""
+    values = torch.tensor([9.0, 1.0, 0.01], dtype=torch.float64)
+    base = spectral(9, Gaussian(torch.zeros(3), Spectrum.diagonal(values)), 0.01, 50.0)
+    scaled = spectral(9, Gaussian(torch.zeros(3), Spectrum.diagonal(100 * values)), 0.1, 500.0)
+    assert scaled.levels == pytest.approx([10 * s for s in base.levels], rel=1e-4)
+
+
+def test_spectral_grid_counts_directions_and_ignores_null_ones():
+    full = Gaussian(torch.zeros(4), Spectrum.diagonal(torch.tensor([4.0, 1.0, 1.0, 0.0], dtype=torch.float64)))
+    basis = torch.eye(4)[:, :1]
+    tail = Gaussian(torch.zeros(4), Spectrum.low_rank(basis, [4.0], tail=1.0))
+    assert sum(spectral(5, full).counts) == 3
+    assert sum(spectral(5, tail).counts) == 4
+    with pytest.raises(ArgumentError, match="not zero"):
+        spectral(5, Gaussian(torch.zeros(2), Spectrum.isotropic(2, 0.0)))
 
 
 def test_sequences_become_explicit_grids():

@@ -22,11 +22,19 @@ RULES = [SOLVERS[name]() for name in SOLVERS if name != "whitened"] + [
     Whitened(2),
     Whitened(3),
     Whitened(3, 0),
+    Whitened(2, corrector="start"),
+    Whitened(3, corrector="start"),
+]
+COVARIANT = [
+    Whitened(order, unit=unit, corrector=corrector)
+    for order in (1, 2, 3)
+    for unit in ("posterior", "data")
+    for corrector in ("always", "start")
 ]
 
 
 def named(rule):
-    return f"{rule.name}-{rule.order}"
+    return "-".join(str(v) for v in rule.to_dict().values())
 
 
 @pytest.mark.parametrize(
@@ -93,14 +101,14 @@ def test_order(rule, law):
     assert math.log2(coarse / fine) == pytest.approx(rule.order, abs=0.3)
 
 
-@pytest.mark.parametrize("order", [1, 2, 3])
-def test_order_of_the_whitened_solver_with_a_covariance(order):
+@pytest.mark.parametrize("rule", COVARIANT, ids=named)
+def test_order_of_the_whitened_solver_with_a_covariance(rule):
     """Whitened_solver fact 4 with the covariance of the mixture itself."""
     denoiser, x = smooth_mixture(), torch.tensor([[3.0, -2.0], [0.7, 2.5]], dtype=F64)
     gaussian = Gaussian(torch.tensor([0.2, 0.1], dtype=F64), torch.tensor([[0.9, -0.1], [-0.1, 1.1]], dtype=F64))
     end = Sampler(Whitened(3), karras(6001, 0.5, 5.0), finish=AtLastLevel()).run(denoiser, x).x
-    coarse, fine = endpoint_errors(Whitened(order), denoiser, x, end, (160, 320), gaussian)
-    assert math.log2(coarse / fine) == pytest.approx(order, abs=0.3)
+    coarse, fine = endpoint_errors(rule, denoiser, x, end, (160, 320), gaussian)
+    assert math.log2(coarse / fine) == pytest.approx(rule.order, abs=0.3)
 
 
 # -- the whitened solver ----------------------------------------------------------------------------------------------
@@ -132,7 +140,7 @@ def test_exact_on_gaussian_data_in_one_step(kind, a, b):
 )
 def test_weight_of_a_constant_residual(lam, integral):
     """Whitened_solver fact 2: [asinh(√λ/b) − asinh(√λ/a)]/√λ from a = 80 to b = 0.5, and its limit at λ = 0."""
-    _, (weight,) = step_weights(torch.tensor([lam]), 80.0, 0.5, [80.0], 1 / 7)
+    _, (weight,) = step_weights(torch.tensor([lam]), 80.0, 0.5, [80.0], 1 / 7, False)
     assert float(weight) / math.sqrt(0.25 + lam) == pytest.approx(integral, rel=1e-9)
     if lam:
         root = math.sqrt(lam)
@@ -157,7 +165,7 @@ def test_isotropic_second_order_in_log_sigma_is_the_exponential_adams_rule():
     """The weights by hand for λ = 0 and u = log σ: x' = e^{−h}x + (1 − e^{−h})D + [h − 1 + e^{−h}]/h₋ (D − D₋)."""
     past, b = [2.0, 5.0], 0.7
     h, previous = math.log(past[0] / b), math.log(past[1] / past[0])
-    _, (w0, w1) = step_weights(torch.zeros(1), past[0], b, past, 0)
+    _, (w0, w1) = step_weights(torch.zeros(1), past[0], b, past, 0, True)
     slope = (h - 1 + math.exp(-h)) / previous
     assert float(w1) == pytest.approx(-slope, rel=1e-12)
     assert float(w0) == pytest.approx(1 - math.exp(-h) + slope, rel=1e-12)

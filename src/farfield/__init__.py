@@ -48,6 +48,7 @@ if TYPE_CHECKING:
         ddpm,
         karras,
         log_snr,
+        spectral,
         vp_time,
     )
 
@@ -75,6 +76,7 @@ _HOMES = {
         "ddpm",
         "karras",
         "log_snr",
+        "spectral",
         "vp_time",
     ),
 }
@@ -125,6 +127,7 @@ __all__ = [
     "processes",
     "report",
     "sampling",
+    "spectral",
     "toy",
     "training",
     "vp_time",

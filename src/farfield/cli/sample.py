@@ -36,8 +36,8 @@ class Sample:
     """Step rule; `farfield info` lists them."""
     steps: int = 18
     """Noise levels, hence steps down to zero noise."""
-    grid: Literal["karras", "log_snr", "vp_time", "ddpm"] = "karras"
-    """How the levels are spaced."""
+    grid: Literal["karras", "log_snr", "spectral", "vp_time", "ddpm"] = "karras"
+    """How the levels are spaced; spectral follows the data's spectrum."""
     sigma_min: float | None = None
     """Lowest level; the model's own by default."""
     sigma_max: float | None = None
@@ -49,7 +49,7 @@ class Sample:
     teleport: float | None = None
     """Start at this level, from the same noise carried along the data's Gaussian flow."""
     data: str | None = None
-    """Data for the covariance of whitened and teleport; by default what the model's card names."""
+    """Data for the covariance of whitened, teleport and spectral; by default what the model's card names."""
     sampler: Path | None = None
     """A sampler.json, in place of the options above."""
     label: int | None = None
@@ -112,7 +112,7 @@ class Sample:
         from farfield.cli.common import data_of, note
         from farfield.distributions import Gaussian
         from farfield.errors import ArgumentError
-        from farfield.sampling import Prior, Sampler, Teleport, ddpm, karras, log_snr, vp_time
+        from farfield.sampling import Grid, Prior, Sampler, Teleport, ddpm, karras, log_snr, spectral, vp_time
         from farfield.sampling.solvers import make_solver
 
         low = self.sigma_min if self.sigma_min is not None else model.sigma_min
@@ -121,15 +121,9 @@ class Sample:
             raise ArgumentError(
                 f"--sigma-min and --sigma-max do not go with --grid {self.grid}, which has its own ends"
             )
-        grids = {
-            "karras": lambda: karras(self.steps, low, high, self.rho),
-            "log_snr": lambda: log_snr(self.steps, low, high),
-            "vp_time": lambda: vp_time(self.steps),
-            "ddpm": lambda: ddpm(self.steps),
-        }
         solver = make_solver(self.solver, **({} if self.order is None else {"order": self.order}))
         gaussian = None
-        if solver.uses_covariance or self.teleport is not None:
+        if solver.uses_covariance or self.teleport is not None or self.grid == "spectral":
             data = data_of(model, self.data)
             if data is not None:
                 if data.event_shape != model.event_shape:
@@ -138,9 +132,17 @@ class Sample:
                     )
                 dim = data.images[0].numel()
                 gaussian = Gaussian.fit(data.images, rank=None if dim <= 1024 else 256)
-            elif self.teleport is not None:
-                raise ArgumentError("--teleport needs the data's covariance: name the data with --data")
+            elif self.teleport is not None or self.grid == "spectral":
+                option = "--teleport" if self.teleport is not None else "--grid spectral"
+                raise ArgumentError(f"{option} needs the data's covariance: name the data with --data")
             else:
                 note("no --data: the whitened solver runs without a covariance, as the isotropic exponential rule")
+        if self.grid == "spectral":
+            assert gaussian is not None
+            grid: Grid = spectral(self.steps, gaussian, low, high)
+        elif self.grid in ("karras", "log_snr"):
+            grid = karras(self.steps, low, high, self.rho) if self.grid == "karras" else log_snr(self.steps, low, high)
+        else:
+            grid = vp_time(self.steps) if self.grid == "vp_time" else ddpm(self.steps)
         start = Prior() if self.teleport is None or gaussian is None else Teleport(gaussian, self.teleport)
-        return Sampler(solver, grids[self.grid](), start, covariance=gaussian if solver.uses_covariance else None)
+        return Sampler(solver, grid, start, covariance=gaussian if solver.uses_covariance else None)

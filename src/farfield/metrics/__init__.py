@@ -4,6 +4,7 @@ from farfield.metrics.features import PCAFeatures, pca_features
 from farfield.metrics.finite_sample import CorrectedFrechet, corrected_frechet, frechet_floor, frechet_infinity
 from farfield.metrics.frechet import FrechetReference, frechet_distance
 from farfield.metrics.memorisation import Memorisation, distinct_rows, memorisation, nearest_distances
+from farfield.metrics.quality import SampleQuality, sample_quality
 from farfield.metrics.sliced import SlicedWasserstein, sliced_wasserstein
 from farfield.metrics.statistics import FeatureStatistics
 
@@ -13,6 +14,7 @@ __all__ = [
     "FrechetReference",
     "Memorisation",
     "PCAFeatures",
+    "SampleQuality",
     "SlicedWasserstein",
     "corrected_frechet",
     "distinct_rows",
@@ -22,5 +24,6 @@ __all__ = [
     "memorisation",
     "nearest_distances",
     "pca_features",
+    "sample_quality",
     "sliced_wasserstein",
 ]

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from farfield.analysis.plotting import INK
+from farfield.analysis.plotting import INK, PALETTE
 
 
 def text(*sentences: str) -> str:
@@ -120,11 +120,16 @@ def details(summary: str, inner: str) -> str:
     return f"<details><summary>{escape(summary)}</summary>{inner}</details>"
 
 
-def svg(figure: Any, alt: str) -> str:
-    """A matplotlib figure as inline SVG whose text and axes take the page's own colour.
+def svg(figure: Any, alt: str, width: int = 56) -> str:
+    """A matplotlib figure as inline SVG whose text, axes and palette take the page's own colours.
 
     Matplotlib's document type, metadata and name spaces are removed: inside HTML they are of no use, and they are the
     only addresses in the file.
+
+    Args:
+        figure: a matplotlib figure.
+        alt: what a reader who cannot see it should know.
+        width: at most so many rem wide.
     """
     import matplotlib
 
@@ -135,14 +140,17 @@ def svg(figure: Any, alt: str) -> str:
     body = body[body.index("<svg") :]
     body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.S)
     body = re.sub(r'\s+xmlns(:\w+)?="[^"]*"', "", body).replace("xlink:href", "href")
-    body = body.replace(INK, "currentColor").replace(INK.upper(), "currentColor")
+    body = body.replace(INK, "currentColor")
+    for k, colour in enumerate(PALETTE):
+        body = body.replace(colour.lower(), f"var(--c{k})")
     # Identifiers must be unique on the page: one prefix for each figure.
     prefix = f"f{hashlib.blake2b((alt + body).encode(), digest_size=4).hexdigest()}-"
     body = re.sub(r'\bid="', f'id="{prefix}', body)
     body = re.sub(r'href="#', f'href="#{prefix}', body).replace("url(#", f"url(#{prefix}")
     body = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", body, count=1)
     body = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", body, count=1)
-    return body.replace("<svg", f'<svg role="img" aria-label="{escape(alt, quote=True)}"', 1)
+    head = f'<svg style="max-width:{width}rem" role="img" aria-label="{escape(alt, quote=True)}"'
+    return body.replace("<svg", head, 1)
 
 
 def figure(inner: str, caption: str) -> str:

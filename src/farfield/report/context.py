@@ -31,7 +31,8 @@ class Sizes:
 
     Attributes:
         shown: samples on the page.
-        samples: drawn for the quality numbers, for each seed; ``repeats`` seeds.
+        samples: drawn for the quality numbers, for each seed; up to ``repeats`` seeds, as long as all of them together
+            cost no more than ``evaluations``.
         compared: samples drawn with the recommended sampler and with Heun for a comparison.
         queries, levels: of the score fidelity.
         trajectories: whose shape is measured.
@@ -41,16 +42,20 @@ class Sizes:
     shown: int = 64
     samples: int = 1500
     repeats: int = 3
+    evaluations: int = 45_000
     compared: int = 500
     queries: int = 384
     levels: int = 22
     trajectories: int = 128
-    solver_n: int = 48
-    fine: int = 208
+    solver_n: int = 40
+    fine: int = 200
     nfes: tuple[int, ...] = NFES
 
 
-QUICK = Sizes(48, 300, 1, 100, 96, 10, 32, 12, 64, (6, 10, 16))
+QUICK = Sizes(
+    shown=48, samples=300, repeats=1, compared=100, queries=96, levels=10, trajectories=32, solver_n=12, fine=64,
+    nfes=(6, 10, 16),
+)  # fmt: skip
 
 
 @dataclass

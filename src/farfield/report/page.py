@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
+from farfield.analysis.plotting import PALETTE
+
 _STYLE = """
 :root { color-scheme: light dark; --ink: #20242b; --soft: #5b6472; --line: #dfe3e8; --back: #ffffff; --card: #f5f7f9;
-  --accent: #0072b2; --warn: #b54708; --warnback: #fff4e8; }
+  --accent: #0072b2; --warn: #b54708; --warnback: #fff4e8; @PALETTE@ }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6e9ee; --soft: #a3acb9; --line: #333a45; --back: #14171c;
-  --card: #1d2229; --accent: #56b4e9; --warn: #f0a35e; --warnback: #2c2217; } }
+  --card: #1d2229; --accent: #56b4e9; --warn: #f0a35e; --warnback: #2c2217; --c0: #4ba3e0;
+  --c1: #f0824a; --c2: #2cc295; --c3: #e29ac1; --c4: #f0b93a; --c5: #8fd3fb; --c6: #c49a50; --c7: #a3a3a3; } }
 * { box-sizing: border-box; }
 html { scroll-behavior: smooth; }
 body { margin: 0 auto; max-width: 64rem; padding: 2rem 1.5rem 4rem; background: var(--back); color: var(--ink);
@@ -36,7 +39,7 @@ caption { text-align: left; padding-bottom: .4rem; }
 th, td { padding: .28rem .8rem .28rem 0; text-align: left; font-weight: 400; border-bottom: 1px solid var(--line); }
 thead th { font-weight: 600; border-bottom: 2px solid var(--line); vertical-align: bottom; }
 .n { text-align: right; } td strong, th strong { color: var(--accent); }
-figure { margin: 1.2rem 0; } figure svg { width: 100%; height: auto; max-width: 56rem; display: block; }
+figure { margin: 1.2rem 0; } figure svg { width: 100%; height: auto; display: block; }
 figcaption { max-width: 46rem; margin-top: .4rem; }
 img.pixels { image-rendering: pixelated; max-width: 100%; height: auto; display: block; }
 .side { display: flex; flex-wrap: wrap; gap: 0 2rem; } .side figure { flex: 0 1 auto; max-width: 30rem; }
@@ -47,8 +50,8 @@ details { margin: 1rem 0; } summary { cursor: pointer; color: var(--accent); }
 pre { overflow-x: auto; background: var(--card); border-radius: .4rem; padding: .8rem 1rem; font-size: .82rem; }
 footer { margin-top: 3rem; border-top: 1px solid var(--line); padding-top: .8rem; color: var(--soft); font-size: .85rem; }
 @media print { nav { display: none; } body { max-width: none; padding: 0; font-size: 11pt; } h2 { break-after: avoid; }
-  figure, .tile, tr { break-inside: avoid; } :root { --ink: #000; --back: #fff; --card: #f2f2f2; --soft: #444; } }
-"""
+  figure, .tile, tr { break-inside: avoid; } :root { --ink: #000; --back: #fff; --card: #f2f2f2; --soft: #444; @PALETTE@ } }
+""".replace("@PALETTE@", " ".join(f"--c{k}: {colour};" for k, colour in enumerate(PALETTE)))
 
 
 def render(title: str, kind: str, verdict: str, sections: Sequence[tuple[str, str, Sequence[str]]], footer: str) -> str:

@@ -5,6 +5,7 @@ from farfield.sampling.grids import Grid, ddpm, karras, log_snr, vp_time
 from farfield.sampling.results import Samples, Step, Trajectory
 from farfield.sampling.sampler import Sampler
 from farfield.sampling.solvers import SOLVERS, Solver
+from farfield.sampling.spectral_grid import spectral
 from farfield.sampling.starts import Given, LateStart, Prior, Start, Teleport
 
 __all__ = [
@@ -27,5 +28,6 @@ __all__ = [
     "ddpm",
     "karras",
     "log_snr",
+    "spectral",
     "vp_time",
 ]

@@ -78,13 +78,15 @@ def validated(levels: Sequence[float]) -> tuple[float, ...]:
     return values
 
 
-def _check_count(n: int) -> None:
+def check_count(n: int) -> None:
+    """Raise ``ArgumentError`` unless a grid can have ``n`` levels."""
     if n < 1:
         raise ArgumentError(f"n = {n}; a grid needs at least 1 level")
 
 
-def _check_range(low: float, high: float, n: int) -> None:
-    _check_count(n)
+def check_range(low: float, high: float, n: int) -> None:
+    """Raise ``ArgumentError`` unless the ends are in order and ``n`` is a number of levels."""
+    check_count(n)
     if not (0 < low < high < math.inf):
         raise ArgumentError(f"expected 0 < sigma_min < sigma_max; got sigma_min = {low} and sigma_max = {high}")
 
@@ -105,7 +107,7 @@ class Karras(Grid):
     name: ClassVar[str] = "karras"
 
     def __post_init__(self) -> None:
-        _check_range(self.sigma_min, self.sigma_max, self.n)
+        check_range(self.sigma_min, self.sigma_max, self.n)
         if not self.rho > 0:
             raise ArgumentError(f"rho = {self.rho}; expected a positive exponent (7 is usual)")
 
@@ -131,7 +133,7 @@ class LogSNR(Grid):
     name: ClassVar[str] = "log_snr"
 
     def __post_init__(self) -> None:
-        _check_range(self.sigma_min, self.sigma_max, self.n)
+        check_range(self.sigma_min, self.sigma_max, self.n)
 
     @property
     def levels(self) -> tuple[float, ...]:
@@ -157,7 +159,7 @@ class VPTime(Grid):
     name: ClassVar[str] = "vp_time"
 
     def __post_init__(self) -> None:
-        _check_count(self.n)
+        check_count(self.n)
         if not 0 < self.t_min < self.t_max:
             raise ArgumentError(f"expected 0 < t_min < t_max; got t_min = {self.t_min} and t_max = {self.t_max}")
 
@@ -186,7 +188,7 @@ class DDPMTimesteps(Grid):
     name: ClassVar[str] = "ddpm"
 
     def __post_init__(self) -> None:
-        _check_count(self.n)
+        check_count(self.n)
         highest = self._last
         if not 0 < highest <= self.timesteps - 1:
             raise ArgumentError(f"last = {self.last}; expected an index in (0, {self.timesteps - 1}]")

@@ -136,11 +136,31 @@ class EMAConfig:
 
 
 @dataclass(frozen=True)
+class EvaluateConfig:
+    """What is measured on samples of the finished model and written into its card.
+
+    Args:
+        samples: how many to draw; 0 measures nothing. They are compared with the training and the held-out images.
+        steps: levels of the Heun sampler that draws them.
+        seed: of their noise.
+    """
+
+    samples: int = 0
+    steps: int = 18
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _need(self.samples == 0 or self.samples >= 4, "evaluate.samples", self.samples, "0, or at least 4")
+        _need(self.steps > 0, "evaluate.steps", self.steps, "a positive number")
+        _need(self.seed >= 0, "evaluate.seed", self.seed, "a number of at least 0")
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """A whole training run.
 
     Args:
-        data, network, preconditioning, objective, labels, augment, optimizer, ema: see their classes.
+        data, network, preconditioning, objective, labels, augment, optimizer, ema, evaluate: see their classes.
         batch_size: images a step.
         steps: optimiser steps of the whole run.
         seed: of weights, order, noise, dropout and augmentation.
@@ -159,6 +179,7 @@ class TrainConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     ema: EMAConfig = field(default_factory=EMAConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     batch_size: int = 128
     steps: int = 10_000
     seed: int = 0
@@ -176,7 +197,15 @@ class TrainConfig:
 
 
 #: Keys that do not change what is computed: a run may be resumed with other values of them.
-BOOKKEEPING = ("device", "checkpoint_every", "keep", "log_every")
+BOOKKEEPING = (
+    "device",
+    "checkpoint_every",
+    "keep",
+    "log_every",
+    "evaluate.samples",
+    "evaluate.steps",
+    "evaluate.seed",
+)
 
 
 def to_dict(config: TrainConfig) -> dict[str, Any]:

@@ -20,9 +20,12 @@ import torch
 
 from farfield.data import DataSet, batch_indices, load
 from farfield.errors import ArgumentError, NonFiniteError
+from farfield.metrics import sample_quality
+from farfield.networks import Preconditioned
 from farfield.networks.files import read_json, remove_partial, write_json
 from farfield.networks.model_file import ModelSpec, build_model, save_model
 from farfield.numerics import streams
+from farfield.sampling import Sampler, karras
 from farfield.training.checkpoint import latest_checkpoint, pack, steps_in, unpack, write_checkpoint
 from farfield.training.config import TrainConfig, differences, from_dict, to_dict
 from farfield.training.reporter import Reporter, trim_log
@@ -199,6 +202,7 @@ class _Run:
         self.step, self.device, self.progress = step, device, progress
         self.images = data.images.to(device)
         self.labels = data.labels.to(device) if config.labels.use and data.labels is not None else None
+        self.held_all = None if held is None else held.images.to(device)
         self.held = None if held is None else held.images[:1024].to(device)
         self.held_labels = None
         if held is not None and config.labels.use and held.labels is not None:
@@ -247,6 +251,23 @@ class _Run:
         }
         write_checkpoint(self.folder / CHECKPOINTS, done, tensors, record, self.config.keep)
 
+    def evaluate(self) -> dict[str, Any]:
+        """Samples of the averaged model, measured against training and held-out images; nothing where none are asked for."""
+        e = self.config.evaluate
+        if not e.samples:
+            return {}
+        labels: dict[str, Any] = {}
+        if self.labels is not None:
+            # Samples of a conditional model have the classes of the data, in their proportion.
+            order = streams.permutation(e.seed, len(self.labels), purpose="evaluate")
+            labels = {"labels": self.labels[order.repeat(-(-e.samples // len(order)))[: e.samples].to(self.device)]}
+        model = self.step.ema.model
+        assert isinstance(model, Preconditioned)
+        sampler = Sampler("heun", karras(e.steps, model.sigma_min, model.sigma_max))
+        x = sampler(model.eval(), e.samples, e.seed, batch_size=256, **labels).x
+        quality = sample_quality(x, self.images, self.held_all, seed=e.seed)
+        return {"quality": {"sampler": f"heun, {sampler.nfe} evaluations", "seed": e.seed, **quality.to_dict()}}
+
     def export(self, done: int) -> None:
         """Write the averaged model as the run's result."""
         about = {
@@ -255,7 +276,7 @@ class _Run:
             "steps": done,
             "images": done * self.config.batch_size,
             "data": {"name": self.data.name, "count": len(self.data), "digest": self.data.digest},
-            "metrics": self.metrics,
+            "metrics": self.metrics | self.evaluate(),
             "torch": torch.__version__,
         }
         save_model(self.folder, self.step.ema.model, self.spec, about)  # type: ignore[arg-type]

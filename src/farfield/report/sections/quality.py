@@ -26,7 +26,8 @@ def quality(context: ReportContext) -> Section:
     n = min(context.sizes.samples, len(train))
     features = pca_features(train, min(COMPONENTS, math.prod(context.data.event_shape)))
     of_train, of_heldout = features(train), features(heldout)
-    seeds = [context.seed + k for k in range(context.sizes.repeats)]
+    affordable = context.sizes.evaluations // (n * sampler.nfe)
+    seeds = [context.seed + k for k in range(max(1, min(context.sizes.repeats, affordable)))]
     draws = [context.samples[:n] if s == context.seed else context.draw(sampler, n, s) for s in seeds]
 
     frechet = [frechet_distance(features(x), of_train) for x in draws]
@@ -39,6 +40,9 @@ def quality(context: ReportContext) -> Section:
     copies = [memorisation(x, train, heldout) for x in draws]
     first = copies[0]
 
+    which = f"Seed {seeds[0]}"
+    if len(seeds) > 1:
+        which = f"Mean ± standard deviation over the seeds {', '.join(map(str, seeds))}"
     ratio = mean / honest.value if honest is not None and honest.value > 0 else None
     pm = f" ± {blocks.number(spread, 2)}" if len(seeds) > 1 else ""
     sliced_pm = f" ± {blocks.number(sliced_spread, 2)}" if len(seeds) > 1 else ""
@@ -79,8 +83,7 @@ def quality(context: ReportContext) -> Section:
         blocks.table(
             ["", "the model's samples", "held-out data", "how"],
             rows,
-            f"Mean ± standard deviation over the seeds {', '.join(map(str, seeds))}; {len(train):,} training and "
-            f"{len(heldout):,} held-out samples; {sampler.nfe} evaluations each.",
+            f"{which}; {len(train):,} training and {len(heldout):,} held-out samples; {sampler.nfe} evaluations each.",
         )
     )
     out.append(

@@ -21,7 +21,7 @@ def samples(context: ReportContext) -> Section:
     if not is_image(context.data.event_shape):
         shown = drawn[: min(len(drawn), 2000)]
         picture = blocks.svg(
-            scatter(shown.cpu(), context.train.cpu()), f"Scatter plot of samples of {context.name} over data"
+            scatter(shown.cpu(), context.train.cpu()), f"Scatter plot of samples of {context.name} over data", width=32
         )
         caption = (
             f"{len(shown):,} samples (blue; {origin}) over {min(len(context.train), 2000):,} training points (grey)."

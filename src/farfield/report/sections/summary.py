@@ -64,6 +64,8 @@ def summary(context: ReportContext) -> Section:
                     "distance to the training data ÷ that of held-out data; 1 is perfect",
                 )
             )
+            times = blocks.number(ratio, 2)
+            headline += f" Its samples' Fréchet distance to the training data is {times} times that of held-out data."
         data["frechet_ratio"] = ratio
     use = f"<pre>farfield sample {escape(context.name)} --n 64 --sampler sampler.json --out samples</pre>"
     return Section([blocks.tiles(tiles), blocks.text("To sample this way:"), use], data, headline)

@@ -4,8 +4,10 @@ A mode of variance λ under ``dz/d log σ = σ²/(σ² + λ) z − R(σ)`` goes 
 
     z(b) = g z(a) + sqrt(b² + λ) ∫_{log b}^{log a} R(s)/sqrt(s² + λ) d log s,      g = sqrt((b² + λ)/(a² + λ)).
 
-R is replaced by the polynomial in ``u(σ)`` through its last p values; the weight of value j is the integral with the
-Lagrange basis polynomial ℓ_j in place of R.
+R is measured in a unit ν(σ), and R/ν is replaced by the polynomial in ``u(σ)`` through its last p values; the weight of
+value j is the integral with ``ℓ_j(u) ν/ν_j`` in place of R, ℓ_j the Lagrange basis polynomial. The unit is either 1, or
+the standard deviation of the Gaussian posterior up to a constant, ``ν = σ/sqrt(σ² + λ)``: R is the part of a posterior mean
+that the Gaussian does not explain, and it shrinks as that posterior does. For λ = 0 both are the same.
 """
 
 from __future__ import annotations
@@ -55,7 +57,7 @@ def lagrange(u: np.ndarray, points: np.ndarray) -> np.ndarray:
 
 
 def step_weights(
-    variances: Tensor, a: float, b: float, known: Sequence[float], exponent: float
+    variances: Tensor, a: float, b: float, known: Sequence[float], exponent: float, posterior_unit: bool
 ) -> tuple[Tensor, list[Tensor]]:
     """Gain and residual weights of one step, for every mode.
 
@@ -64,6 +66,7 @@ def step_weights(
         a, b: the levels from which and to which the step leads, ``a > b >= 0``.
         known: the levels at which the residual is known, p of them; for b = 0 the level a alone.
         exponent: of the interpolation variable.
+        posterior_unit: measure the residual in units of the Gaussian posterior's standard deviation.
 
     Returns:
         g (r,) and one weight (r,) for each level of ``known``, float64.
@@ -80,4 +83,8 @@ def step_weights(
     # sqrt(b² + λ)/sqrt(s² + λ) as one ratio: neither factor may overflow or vanish on its own.
     s2 = torch.from_numpy(np.exp(2 * log_s))
     factor = ((b * b + lam)[:, None] / (s2[None, :] + lam[:, None])).sqrt()
-    return gain, list((factor @ torch.from_numpy(basis).T).unbind(1))
+    if not posterior_unit:
+        return gain, list((factor @ torch.from_numpy(basis).T).unbind(1))
+    at = torch.tensor(known, dtype=torch.float64).square()
+    weights = (factor * (s2 / (s2 + lam[:, None])).sqrt()) @ torch.from_numpy(basis).T
+    return gain, list((weights * ((at + lam[:, None]) / at).sqrt()).unbind(1))

@@ -76,20 +76,26 @@ class Whitened(Solver):
     Args:
         order: number of residuals interpolated; the first steps ramp up 1, 2, 3.
         exponent: of the interpolation variable ``u = σ^exponent``; 0 stands for log σ.
-        corrector: which steps are integrated once more when the residual at their end is known, which costs no
-            evaluation (the idea of UniPC, Zhao et al. 2023). ``"start"`` corrects the ramp, without which a third-order
-            rule keeps the second-order error of its first step; ``"always"`` every step; ``"never"`` none.
+        unit: what the residual is measured in before it is interpolated: ``"posterior"``, the standard deviation of the
+            Gaussian posterior in each direction, with which it shrinks, or ``"data"``, none.
+        corrector: which steps are integrated once more when the residual at their end is known, by the implicit rule of
+            the same order, which costs no evaluation (the idea of UniPC, Zhao et al. 2023). ``"always"`` every step;
+            ``"start"`` the ramp alone, without which a third-order rule keeps the second-order error of its first step;
+            ``"never"`` none, and order 3 is then order 2.
     """
 
     order: int = 2
     exponent: float = 1 / 7
-    corrector: Literal["start", "always", "never"] = "start"
+    unit: Literal["posterior", "data"] = "posterior"
+    corrector: Literal["start", "always", "never"] = "always"
     name: ClassVar[str] = "whitened"
     uses_covariance: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.order not in (1, 2, 3):
             raise ArgumentError(f"order = {self.order}; the whitened solver has orders 1, 2 and 3")
+        if self.unit not in ("posterior", "data"):
+            raise ArgumentError(f"unit = {self.unit!r}; expected 'posterior' or 'data'")
         if self.corrector not in ("start", "always", "never"):
             raise ArgumentError(f"corrector = {self.corrector!r}; expected 'start', 'always' or 'never'")
 
@@ -103,7 +109,7 @@ class Whitened(Solver):
         variances = torch.cat((values, tail))
 
         def coefficients(a: float, b: float, known: Sequence[float]) -> Coefficients:
-            gain, weights = step_weights(variances, a, b, known, self.exponent)
+            gain, weights = step_weights(variances, a, b, known, self.exponent, self.unit == "posterior")
             tails = [float(w[-1]) for w in weights]
             return Coefficients(gain[:-1].to(like), [w[:-1].to(like) for w in weights], float(gain[-1]), tails)
 
@@ -114,7 +120,7 @@ class Whitened(Solver):
             predict = coefficients(a, b, past if b else past[:1])
             correct = None
             if k and (self.corrector == "always" or (self.corrector == "start" and k < self.order - 1)):
-                correct = coefficients(sigmas[k - 1], a, [sigmas[k - j] for j in range(min(self.order + 1, k + 1))])
+                correct = coefficients(sigmas[k - 1], a, [sigmas[k - j] for j in range(min(self.order, k + 1))])
             plans.append(Plan(spectrum, mean, shrinkage[:-1].to(like), float(shrinkage[-1]), predict, correct))
         return plans
 
