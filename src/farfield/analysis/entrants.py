@@ -2,7 +2,7 @@
 
 Families: Euler (DDIM), Heun (EDM), DPM-Solver++(2M), the isotropic exponential multistep rule (DEIS family), a teleport along
 the data's Gaussian flow followed by Heun or DPM-Solver++(2M) (Wang & Vastola 2024), the whitened solver, and a teleport
-followed by it. Grids: Karras ρ = 7 and 12, and levels uniform in log-SNR.
+followed by it. Grids: Karras ρ = 7, uniform in log-SNR, and for the whitened solver the one from the data's spectrum.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from farfield.denoiser import Denoiser
 from farfield.distributions import Gaussian
-from farfield.sampling import Grid, Prior, Sampler, Start, Teleport, karras, log_snr
+from farfield.sampling import Grid, Prior, Sampler, Start, Teleport, karras, log_snr, spectral
 from farfield.sampling.solvers import Whitened
 
 #: The published default of EDM: Heun on 18 Karras levels, 35 evaluations.
@@ -64,7 +64,6 @@ def default_entrants(
     """
     low, high = sigma_range(denoiser)
     k7 = karras(BASELINE_LEVELS, low, high)
-    k12 = karras(BASELINE_LEVELS, low, high, rho=12)
     log = log_snr(BASELINE_LEVELS, low, high)
     grids: list[tuple[str, Grid]] = [("Karras ρ=7", k7)] if quick else [("Karras ρ=7", k7), ("log-SNR", log)]
     rows = []
@@ -78,15 +77,16 @@ def default_entrants(
     for sigma, start in starts:
         for solver, family in (("heun", "teleport + Heun"), ("dpmpp_2m", "teleport + DPM++(2M)")):
             rows.append(Entrant(family, f"from σ={sigma:.2g}, Karras ρ=7", Sampler(solver, k7, start)))
-    wide: list[tuple[str, Grid]] = [("Karras ρ=7", k7)] if quick else [*grids, ("Karras ρ=12", k12)]
+    follows: tuple[str, Grid] = ("spectral", spectral(BASELINE_LEVELS, gaussian, low, high))
+    wide: list[tuple[str, Grid]] = [follows] if quick else [*grids, follows]
     for order in (3,) if quick else (2, 3):
         for name, grid in wide:
             sampler = Sampler(Whitened(order), grid, covariance=gaussian)
             rows.append(Entrant("whitened", f"order {order}, {name}", sampler))
     for sigma, start in starts:
         for order in (3,) if quick else (2, 3):
-            sampler = Sampler(Whitened(order), k7, start, covariance=gaussian)
-            rows.append(Entrant("teleport + whitened", f"order {order}, from σ={sigma:.2g}, Karras ρ=7", sampler))
+            sampler = Sampler(Whitened(order), follows[1], start, covariance=gaussian)
+            rows.append(Entrant("teleport + whitened", f"order {order}, from σ={sigma:.2g}, spectral", sampler))
     return rows
 
 

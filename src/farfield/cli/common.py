@@ -40,14 +40,21 @@ def data_of(model: Denoiser, given: str | None) -> DataSet | None:
     Returns:
         The data set, its training part, or None where nothing is known.
     """
-    from farfield.data import SOURCES, load
+    from farfield.data import SOURCES
 
-    size = model.event_shape[-1] if len(model.event_shape) == 3 else None
     if given is not None:
-        return load(given, size=size, split="train")
+        return load_for(model, given).train
     source = card_source(model)
     known = source is not None and (source in SOURCES or source.startswith("toy:"))
-    return load(str(source), size=size, split="train") if known else None
+    return load_for(model, str(source)).train if known else None
+
+
+def load_for(model: Denoiser, source: str) -> DataSet:
+    """A data source at the model's image size."""
+    from farfield.data import load
+
+    images = len(model.event_shape) == 3 and not source.startswith("toy:")
+    return load(source, size=model.event_shape[-1] if images else None)
 
 
 def card_source(model: Denoiser) -> str | None:

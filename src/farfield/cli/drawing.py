@@ -68,16 +68,18 @@ def draw(
         "event_shape": list(model.event_shape),
         "clamped_to": [-1, 1] if len(model.event_shape) == 3 else None,
     }
-    _claim(out, record, overwrite)
-    if not (out / SAMPLES).exists():
-        parts = out / PARTS
-        parts.mkdir(exist_ok=True)
-        remove_partial(parts)
-        for low, high in _missing(parts, n, batch_size, progress):
-            rows = {k: v[low:high] for k, v in condition.items()}
-            x = sampler(model, high - low, seed, first=low, **rows).x.float().cpu().numpy()
-            _write_array(parts / f"{low:09d}-{high:09d}.npy", x)
-        _assemble(out, parts, n, record)
+    same = _is_same(out, record, overwrite)
+    if same and (out / SAMPLES).exists():
+        return record
+    parts = out / PARTS
+    for low, high in _missing(parts if same else None, n, batch_size, progress):
+        rows = {k: v[low:high] for k, v in condition.items()}
+        x = sampler(model, high - low, seed, first=low, **rows).x.float().cpu().numpy()
+        if not same:  # only now: a run that cannot draw its first batch leaves no trace
+            _claim(out, record)
+            same = True
+        _write_array(parts / f"{low:09d}-{high:09d}.npy", x)
+    _assemble(out, parts, n, record)
     return record
 
 
@@ -90,8 +92,12 @@ def _digest(model: Denoiser) -> str:
     return total.hexdigest()
 
 
-def _claim(out: Path, record: dict[str, Any], overwrite: bool) -> None:
-    """Make the folder this run's, or check that it is."""
+def _is_same(out: Path, record: dict[str, Any], overwrite: bool) -> bool:
+    """Whether the folder holds this very run already; False where it is free to take.
+
+    Raises:
+        ArgumentError: if it holds something else, or another run's samples and not ``overwrite``.
+    """
     if out.exists() and not out.is_dir():
         raise ArgumentError(f"--out {out} is a file; expected a folder")
     run = out / RUN
@@ -101,27 +107,33 @@ def _claim(out: Path, record: dict[str, Any], overwrite: bool) -> None:
             raise ArgumentError(f"--out {out} holds something else than samples; choose another folder")
         changed = sorted(k for k in record.keys() | old.keys() if record.get(k) != old.get(k) and k != "farfield")
         if not changed:
-            return
+            return True
         if not overwrite:
             raise ArgumentError(
                 f"--out {out} holds samples of another run ({', '.join(changed)} differ); "
                 "choose another folder or pass --overwrite"
             )
-        for name in (SAMPLES, PICTURE):
-            (out / name).unlink(missing_ok=True)
-        for part in (out / PARTS).glob("*.npy"):
-            part.unlink()
     elif out.is_dir():
         remove_partial(out)
-        if any(out.iterdir()):
+        if any(p.name != PARTS for p in out.iterdir()):
             raise ArgumentError(f"--out {out} holds something else than samples; choose an empty folder")
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(run, record)
+    return False
 
 
-def _missing(parts: Path, n: int, batch_size: int, progress: bool) -> Iterator[tuple[int, int]]:
+def _claim(out: Path, record: dict[str, Any]) -> None:
+    """Make the folder this run's; samples of another run go."""
+    for name in (RUN, SAMPLES, PICTURE):
+        (out / name).unlink(missing_ok=True)
+    for part in (out / PARTS).glob("*.npy"):
+        part.unlink()
+    (out / PARTS).mkdir(parents=True, exist_ok=True)
+    write_json(out / RUN, record)
+
+
+def _missing(parts: Path | None, n: int, batch_size: int, progress: bool) -> Iterator[tuple[int, int]]:
     """The ranges of samples that no part holds, in batches, with a progress bar on a terminal."""
-    done = sorted(tuple(map(int, m.groups())) for p in parts.glob("*.npy") if (m := _PART.search(p.name)))
+    found = [] if parts is None else parts.glob("*.npy")
+    done = sorted(tuple(map(int, m.groups())) for p in found if (m := _PART.search(p.name)))
     ranges, at = [], 0
     for low, high in [*done, (n, n)]:
         ranges += [(k, min(k + batch_size, low)) for k in range(at, low, batch_size)]

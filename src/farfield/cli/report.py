@@ -39,8 +39,7 @@ class Report:
         """Build the report and print where it is."""
         import json
 
-        from farfield.cli.common import card_source, note
-        from farfield.data import load as load_data
+        from farfield.cli.common import card_source, load_for, note
         from farfield.errors import ArgumentError
         from farfield.interop import load
         from farfield.report import build_report
@@ -49,8 +48,7 @@ class Report:
         source = self.data if self.data is not None else card_source(model)
         if source is None:
             raise ArgumentError(f"--data is missing, and the card of {self.model!r} names no data")
-        size = model.event_shape[-1] if len(model.event_shape) == 3 else None
-        data = load_data(source, size=size)
+        data = load_for(model, source)
         out = self.out if self.out is not None else Path("runs") / f"report-{Path(self.model).stem}"
         name = Path(self.model).stem
         result = build_report(model, data, out, name=name, seed=self.seed, quick=self.quick, progress=not self.quiet)

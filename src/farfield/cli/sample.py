@@ -144,5 +144,7 @@ class Sample:
             grid = karras(self.steps, low, high, self.rho) if self.grid == "karras" else log_snr(self.steps, low, high)
         else:
             grid = vp_time(self.steps) if self.grid == "vp_time" else ddpm(self.steps)
+            # These schedules start where their process ends, which may be above what the model knows.
+            grid = grid.starting_at(high) if grid[0] > high else grid
         start = Prior() if self.teleport is None or gaussian is None else Teleport(gaussian, self.teleport)
         return Sampler(solver, grid, start, covariance=gaussian if solver.uses_covariance else None)
