@@ -66,9 +66,14 @@ def default_entrants(
     k7 = karras(BASELINE_LEVELS, low, high)
     log = log_snr(BASELINE_LEVELS, low, high)
     grids: list[tuple[str, Grid]] = [("Karras ρ=7", k7)] if quick else [("Karras ρ=7", k7), ("log-SNR", log)]
-    rows = []
-    for solver, family in (("euler", "Euler (DDIM)"), ("heun", "Heun"), ("dpmpp_2m", "DPM-Solver++(2M)")):
-        rows += [Entrant(family, name, Sampler(solver, grid)) for name, grid in grids]
+    # Every multistep family gets the data's grid too, so that what the whitened solver gains is not the grid's doing.
+    wide = list(grids)
+    if gaussian is not None:
+        wide.append(("spectral", spectral(BASELINE_LEVELS, gaussian, low, high)))
+    rows = [Entrant("Euler (DDIM)", "Karras ρ=7", Sampler("euler", k7))]
+    rows += [Entrant("Heun", name, Sampler("heun", grid)) for name, grid in grids]
+    rows += [Entrant("DPM-Solver++(2M)", name, Sampler("dpmpp_2m", grid)) for name, grid in wide]
+    rows += [Entrant("exponential", f"order 2, {name}", Sampler(Whitened(2), grid)) for name, grid in wide]
     rows += [Entrant("exponential", f"order 3, {name}", Sampler(Whitened(3), grid)) for name, grid in grids]
     if gaussian is None:
         return rows
@@ -77,10 +82,9 @@ def default_entrants(
     for sigma, start in starts:
         for solver, family in (("heun", "teleport + Heun"), ("dpmpp_2m", "teleport + DPM++(2M)")):
             rows.append(Entrant(family, f"from σ={sigma:.2g}, Karras ρ=7", Sampler(solver, k7, start)))
-    follows: tuple[str, Grid] = ("spectral", spectral(BASELINE_LEVELS, gaussian, low, high))
-    wide: list[tuple[str, Grid]] = [follows] if quick else [*grids, follows]
+    follows = wide[-1]
     for order in (3,) if quick else (2, 3):
-        for name, grid in wide:
+        for name, grid in (follows,) if quick else wide:
             sampler = Sampler(Whitened(order), grid, covariance=gaussian)
             rows.append(Entrant("whitened", f"order {order}, {name}", sampler))
     for sigma, start in starts:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import sys
 from collections.abc import Iterator
@@ -15,15 +16,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from farfield.errors import ArgumentError
 from farfield.networks.files import read_json, remove_partial, write_atomic, write_json
+from farfield.report.images import grid_png, is_image
 from farfield.version import __version__
 
 if TYPE_CHECKING:
     from farfield.denoiser import Denoiser
     from farfield.sampling import Sampler
 
+#: About how many pixels wide a picture in the grid is.
+TILE = 48
 RUN, SAMPLES, PICTURE, PARTS = "run.json", "samples.npz", "samples.png", "parts"
 FORMAT = "farfield samples 1"
 _PART = re.compile(r"(\d+)-(\d+)\.npy$")
@@ -165,7 +170,10 @@ def _assemble(out: Path, parts: Path, n: int, record: dict[str, Any]) -> None:
     x = np.concatenate([np.load(f, allow_pickle=False) for f in files])[:n]
     if record["clamped_to"] is not None:
         x = x.clip(-1, 1)
-        picture(out / PICTURE, x[:256])
+    if is_image(tuple(record["event_shape"])):
+        shown = torch.from_numpy(x[:256])
+        image, _ = grid_png(shown, math.ceil(math.sqrt(len(shown))), TILE)
+        write_atomic(out / PICTURE, lambda partial: partial.write_bytes(image))
 
     def write(partial: Path) -> None:
         with partial.open("wb") as file:
@@ -175,30 +183,3 @@ def _assemble(out: Path, parts: Path, n: int, record: dict[str, Any]) -> None:
     for f in files:
         f.unlink()
     parts.rmdir()
-
-
-def picture(path: Path, images: np.ndarray, scale: int | None = None) -> None:
-    """A grid of images (n, C, H, W) in [−1, 1] as a PNG file.
-
-    Args:
-        path: the file.
-        images: with 1 or 3 channels; others show their first.
-        scale: how many pixels a pixel becomes; by default small images are enlarged to 32 pixels or more.
-    """
-    from PIL import Image
-
-    n, channels, height, width = images.shape
-    if channels != 3:
-        images = images[:, :1].repeat(3, axis=1)
-    columns = int(np.ceil(np.sqrt(n)))
-    rows = -(-n // columns)
-    gap = 1
-    canvas = np.full((rows * (height + gap) + gap, columns * (width + gap) + gap, 3), 255, np.uint8)
-    pixels = np.round((images.transpose(0, 2, 3, 1) + 1) * 127.5).clip(0, 255).astype(np.uint8)
-    for k, image in enumerate(pixels):
-        top, left = k // columns * (height + gap) + gap, k % columns * (width + gap) + gap
-        canvas[top : top + height, left : left + width] = image
-    factor = scale if scale is not None else max(1, -(-32 // height))
-    grid = Image.fromarray(canvas)
-    grid = grid.resize((grid.width * factor, grid.height * factor), Image.Resampling.NEAREST)
-    write_atomic(path, lambda partial: grid.save(partial, format="PNG"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from html import escape
 from typing import Any
 
@@ -21,12 +21,12 @@ def card_of(context: ReportContext) -> dict[str, Any]:
     return dict(found) if isinstance(found, Mapping) else {}
 
 
-def data_match(card: Mapping[str, Any], digest: str) -> bool | None:
-    """Whether the model was trained on the data of this digest; None where the card does not say."""
+def data_match(card: Mapping[str, Any], digests: Collection[str]) -> bool | None:
+    """Whether the model was trained on data with one of these digests; None where the card does not say."""
     training = card.get("training")
     trained_on = training.get("data") if isinstance(training, Mapping) else None
     known = trained_on.get("digest") if isinstance(trained_on, Mapping) else None
-    return None if not isinstance(known, str) else known == digest
+    return None if not isinstance(known, str) else known in digests
 
 
 @section("card", "The model and its training", order=20)
@@ -51,7 +51,7 @@ def card(context: ReportContext) -> Section:
     metrics = training.get("metrics")
     if isinstance(metrics, Mapping):
         pairs += [(key.replace("_", " "), v) for key, v in metrics.items() if isinstance(v, int | float | str)]
-    match = data_match(record, context.data.digest)
+    match = data_match(record, (context.data.train.digest, context.data.digest))
     out = [blocks.facts(pairs)]
     if match is False:
         out.append(
@@ -61,7 +61,9 @@ def card(context: ReportContext) -> Section:
             )
         )
     elif match:
-        out.append(blocks.text("The data given here are the very data the model was trained on (same content digest)."))
+        out.append(
+            blocks.text("The training data given here are the very data the model was trained on (same digest).")
+        )
     elif record:
         out.append(blocks.note("The card does not say which data the model was trained on."))
     else:

@@ -9,6 +9,9 @@ from farfield.report.context import ReportContext
 from farfield.report.images import grid_png, is_image, scatter
 from farfield.report.registry import Section, section
 
+#: Pixels of one picture: two grids of eight columns fill the page.
+TILE = 56
+
 
 @section("samples", "Samples", order=10, needs=("solvers",))
 def samples(context: ReportContext) -> Section:
@@ -29,8 +32,8 @@ def samples(context: ReportContext) -> Section:
         return Section([blocks.figure(picture, caption)], {**data, "n": len(shown)})
     order = streams.permutation(context.seed, len(context.train), purpose="report")[:count]
     columns = 8 if count >= 16 else 4
-    ours, width = grid_png(drawn[:count], columns)
-    theirs, _ = grid_png(context.train[order.to(context.train.device)], columns)
+    ours, width = grid_png(drawn[:count], columns, TILE)
+    theirs, _ = grid_png(context.train[order.to(context.train.device)], columns, TILE)
     return Section(
         [
             blocks.figures(
