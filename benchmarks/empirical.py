@@ -1,9 +1,8 @@
 """The empirical denoiser against the two matrix products it cannot do without.
 
-    python benchmarks/empirical.py
+    python -m benchmarks.empirical
 
-N = 50,000 points in 3072 dimensions, a batch of 64, float32, one CPU thread (on a busy machine the barriers of several
-threads measure the scheduler), one call at each noise level. The bare calls are ``x @ Y.T`` and ``w @ Y`` on the same
+N = 50,000 points in 3072 dimensions, a batch of 64, float32, on one CPU thread and on all, one call at each noise level. The bare calls are ``x @ Y.T`` and ``w @ Y`` on the same
 tensors, interleaved with the library's calls in the same process; times are medians. Memory is the growth of the peak
 resident set over that with the data alone, measured in a process that does nothing else.
 """
@@ -19,6 +18,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.table import Row, show
 from farfield.distributions import Empirical
 
 N, DIM, BATCH, REPEATS = 50_000, 3072, 64, 7
@@ -60,23 +60,24 @@ def memory_mib() -> float:
     return (peak_kib() - before) / 1024
 
 
-def run() -> list[dict[str, Any]]:
-    """Rows with name, value, limit, unit and ok."""
-    command = [sys.executable, __file__, "memory"]
+def run() -> list[Row]:
+    command = [sys.executable, "-m", "benchmarks.empirical", "memory"]
     extra = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    rows = [{"name": "empirical: extra peak memory", "value": extra, "limit": 200.0, "unit": "MiB", "ok": extra < 200}]
+    rows = [Row("empirical, extra peak memory", extra, 200, "MiB")]
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     try:
-        return rows + times()
+        for count in sorted({1, threads}):
+            torch.set_num_threads(count)
+            rows += times(count)
     finally:
         torch.set_num_threads(threads)
+    return rows
 
 
-def times() -> list[dict[str, Any]]:
+def times(threads: int) -> list[Row]:
     data = points()
     law = Empirical(data)
-    rows: list[dict[str, Any]] = []
+    rows = []
     noise = torch.randn(BATCH, DIM, generator=torch.Generator().manual_seed(1))
     weights = torch.rand(BATCH, N, generator=torch.Generator().manual_seed(2))
     for sigma in LEVELS:
@@ -86,11 +87,10 @@ def times() -> list[dict[str, Any]]:
         for _ in range(REPEATS):
             bare.append(timed(lambda x=x: x @ data.T) + timed(lambda: weights @ data))
             ours.append(timed(lambda x=x, sigma=sigma: law(x, sigma)))
+        name = f"empirical, σ = {sigma:g}, {threads} thread{'s' if threads > 1 else ''}"
+        seconds = f"{statistics.median(ours):.3f} s"
         ratio = statistics.median(ours) / statistics.median(bare)
-        rows.append({"name": f"empirical: time over bare products, sigma {sigma:g}", "value": ratio, "limit": 1.1,
-                     "unit": "x", "ok": ratio <= 1.1})  # fmt: skip
-        rows.append({"name": f"empirical: time, sigma {sigma:g}", "value": statistics.median(ours), "limit": None,
-                     "unit": "s", "ok": True})  # fmt: skip
+        rows.append(Row(name, ratio, 1.1, "× two bare matrix products", seconds))
     return rows
 
 
@@ -98,6 +98,4 @@ if __name__ == "__main__":
     if sys.argv[1:] == ["memory"]:
         print(memory_mib())
     else:
-        for row in run():
-            verdict = "ok" if row["ok"] else "MISSED"
-            print(f"{row['name']}: {row['value']:.3g} {row['unit']}, limit {row['limit']}, {verdict}")
+        show(run())

@@ -1,7 +1,7 @@
 """Where a run starts: the level, and the state there as a function of each sample's own noise.
 
 A start sees the grid it was given and returns the grid that is left to solve. ``Teleport`` and ``LateStart`` begin below the
-top of the grid; ``grid="regrid"`` spends all steps below the start, ``grid="truncate"`` drops the steps above it and so
+top of the grid; ``grid_policy="regrid"`` spends all steps below the start, ``"truncate"`` drops the steps above it and so
 saves their evaluations (Wang & Vastola 2024, section 6 and Alg. 1).
 """
 
@@ -45,17 +45,6 @@ class Start(ABC):
         return {"name": self.name}
 
 
-def _below(grid: Grid, sigma: float, policy: str, who: str) -> Grid:
-    top, low = grid.levels[0], grid.levels[-1]
-    if not low <= sigma <= top * (1 + 1e-9):
-        raise ArgumentError(f"{who} at sigma = {sigma:g} lies outside the grid, which runs from {top:g} to {low:g}")
-    if policy == "regrid":
-        return grid.starting_at(sigma)
-    if policy == "truncate":
-        return grid.truncated(sigma)
-    raise ArgumentError(f"grid = {policy!r}; expected 'regrid' or 'truncate'")
-
-
 @dataclass(frozen=True)
 class Prior(Start):
     """The process's prior at the top of the grid; for diffusion ``σ_0 z``."""
@@ -70,62 +59,68 @@ class Prior(Start):
 
 
 @dataclass(frozen=True)
-class LateStart(Start):
-    """A draw from N(μ, Σ + σ² I) at a lower level (Raya & Ambrogioni 2023, section 4.2; Wang & Vastola 2024, section 8).
-
-    Unlike a teleport it has no bias from the finite top of the grid, and it does not keep the noise-to-image map.
+class GaussianStart(Start):
+    """A start below the top of the grid, from the data's Gaussian.
 
     Args:
         gaussian: the data's Gaussian.
         sigma: the level of the start.
-        grid: ``"regrid"`` (same number of steps, all below σ) or ``"truncate"`` (the levels above σ are dropped).
+        grid_policy: ``"regrid"`` (same number of steps, all below σ) or ``"truncate"`` (the levels above σ are dropped).
     """
 
     gaussian: Gaussian
     sigma: float
     grid_policy: GridPolicy = "regrid"
-    name: ClassVar[str] = "late_start"
 
     def grid(self, grid: Grid) -> Grid:
-        """The grid from σ down."""
-        return _below(grid, self.sigma, self.grid_policy, "LateStart")
+        """The grid from σ down.
+
+        Raises:
+            ArgumentError: if σ lies outside the grid, or the policy is unknown.
+        """
+        who, top, low = type(self).__name__, grid.levels[0], grid.levels[-1]
+        if not low <= self.sigma <= top * (1 + 1e-9):
+            raise ArgumentError(
+                f"{who} at sigma = {self.sigma:g} lies outside the grid, which runs from {top:g} to {low:g}"
+            )
+        if self.grid_policy == "regrid":
+            return grid.starting_at(self.sigma)
+        if self.grid_policy == "truncate":
+            return grid.truncated(self.sigma)
+        raise ArgumentError(f"grid_policy = {self.grid_policy!r}; expected 'regrid' or 'truncate'")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The parameters."""
+        parameters = {"gaussian": self.gaussian, "sigma": self.sigma, "grid_policy": self.grid_policy}
+        return {"name": self.name, **parameters}
+
+
+@dataclass(frozen=True)
+class LateStart(GaussianStart):
+    """A draw from N(μ, Σ + σ² I) at a lower level (Raya & Ambrogioni 2023, section 4.2; Wang & Vastola 2024, section 8).
+
+    Unlike a teleport it has no bias from the finite top of the grid, and it does not keep the noise-to-image map.
+    """
+
+    name: ClassVar[str] = "late_start"
 
     def state(self, z: Tensor, top: float, process: Process) -> Tensor:
         """``μ + (Σ + σ²)^½ z``."""
         return self.gaussian.colour(z, self.sigma)
 
-    def to_dict(self) -> dict[str, Any]:
-        """The parameters."""
-        return {
-            "name": self.name, "gaussian": self.gaussian, "sigma": self.sigma, "grid_policy": self.grid_policy
-        }  # fmt: skip
-
 
 @dataclass(frozen=True)
-class Teleport(Start):
+class Teleport(GaussianStart):
     """The same noise carried along the Gaussian flow from the top of the grid to σ, at no evaluation.
 
-    (Wang & Vastola 2024, Alg. 1.) The map from noise to image is kept. Parameters as for :class:`LateStart`.
+    (Wang & Vastola 2024, Alg. 1.) The map from noise to image is kept.
     """
 
-    gaussian: Gaussian
-    sigma: float
-    grid_policy: GridPolicy = "regrid"
     name: ClassVar[str] = "teleport"
-
-    def grid(self, grid: Grid) -> Grid:
-        """The grid from σ down."""
-        return _below(grid, self.sigma, self.grid_policy, "Teleport")
 
     def state(self, z: Tensor, top: float, process: Process) -> Tensor:
         """``μ + sqrt((Σ + σ²)/(Σ + σ_0²)) (σ_0 z − μ)``."""
         return self.gaussian.flow(top * z, top, self.sigma)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The parameters."""
-        return {
-            "name": self.name, "gaussian": self.gaussian, "sigma": self.sigma, "grid_policy": self.grid_policy
-        }  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
