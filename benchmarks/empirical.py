@@ -2,9 +2,10 @@
 
     python -m benchmarks.empirical
 
-N = 50,000 points in 3072 dimensions, a batch of 64, float32, on one CPU thread and on all, one call at each noise level. The bare calls are ``x @ Y.T`` and ``w @ Y`` on the same
-tensors, interleaved with the library's calls in the same process; times are medians. Memory is the growth of the peak
-resident set over that with the data alone, measured in a process that does nothing else.
+N = 50,000 points in 3072 dimensions, a batch of 64, float32, on one CPU thread and on all, one call at each noise level. The
+bare calls are ``x @ Y.T`` and ``w @ Y`` on the same tensors, interleaved with the library's calls in the same process; times
+are medians. Memory is the growth of the peak resident set over that with the data alone, measured in a process that does
+nothing else.
 """
 
 from __future__ import annotations
