@@ -10,6 +10,7 @@ import torch
 
 from farfield.cli.main import main
 from farfield.data import load as load_data
+from farfield.distributions import Gaussian
 from farfield.networks.mlp import MLPConfig
 from farfield.networks.model_file import ModelSpec, Preconditioning, build_model, save_model
 from farfield.networks.unet import SongUNetConfig
@@ -133,10 +134,15 @@ def test_refusals(model, tmp_path, capsys):
     (tmp_path / "other" / "thesis.txt").write_text("mine")
     (tmp_path / "bad.json").write_text("{")
     (tmp_path / "cut.safetensors").write_bytes(b"\x10\x00\x00")
+    foreign = Gaussian(torch.zeros(2), torch.eye(2))
+    (tmp_path / "other.json").write_text(Sampler("whitened", covariance=foreign).to_json())
     cases = [
         (["sample", "digitz"], 2, "unknown model 'digitz'"),
         (["sample", str(model), "--solver", "hein"], 2, "known: dpmpp_2m"),
         (["sample", str(model), "--n", "0"], 2, "--n 0"),
+        (["sample", str(model), "--n", "-5", "--label", "1"], 2, "--n -5"),
+        (["sample", str(model), "--rho", "0.001"], 2, "rho = 0.001"),
+        (["sample", str(model), "--sampler", str(tmp_path / "other.json")], 2, "Gaussian of shape"),
         (["sample", str(model), "--steps", "0"], 2, "n = 0"),
         (["sample", str(model), "--sigma-max", "500"], 2, "outside the model's range"),
         (["sample", str(model), "--teleport", "100"], 2, "outside the grid"),
@@ -178,6 +184,36 @@ def test_a_finished_set_is_not_overwritten_by_another(model, tmp_path, capsys):
     assert main(["sample", str(model), "--n", "2", "--steps", "3", "--out", out]) == 2
     assert "nfe, sampler, sampler_digest differ" in capsys.readouterr().err
     assert main(["sample", str(model), "--n", "2", "--steps", "3", "--out", out, "--overwrite"]) == 0
+
+
+def test_what_a_kill_leaves_behind_is_no_obstacle(model, tmp_path):
+    """A half-written part, a finished set whose parts were not yet removed, an overwrite cut short."""
+    arguments = ["sample", str(model), "--n", "4", "--steps", "2", "--quiet", "--out", str(tmp_path / "a")]
+    assert main(arguments) == 0
+    whole = images(tmp_path / "a")
+    parts = tmp_path / "a" / "parts"
+    parts.mkdir()
+    np.save(parts / "000000000-000000004.npy", whole)
+    assert main(arguments) == 0
+    assert not parts.exists()
+    (tmp_path / "a" / "samples.npz").unlink()
+    parts.mkdir()
+    np.save(parts / "000000000-000000002.npy", whole[:2])
+    (parts / ".000000002-000000004.npy.1.partial").write_bytes(b"half")
+    assert main(arguments) == 0
+    assert not parts.exists()
+    np.testing.assert_array_equal(images(tmp_path / "a"), whole)
+    (tmp_path / "a" / "samples.npz").unlink()
+    (tmp_path / "a" / "samples.png").unlink()
+    assert main([*arguments[:3], "5", *arguments[4:], "--overwrite"]) == 0
+    assert len(images(tmp_path / "a")) == 5
+
+
+def test_a_folder_that_only_looks_like_ours_is_left_alone(model, tmp_path):
+    (tmp_path / "mine" / "parts").mkdir(parents=True)
+    np.save(tmp_path / "mine" / "parts" / "mine.npy", np.zeros(3))
+    assert main(["sample", str(model), "--n", "2", "--steps", "2", "--out", str(tmp_path / "mine")]) == 2
+    assert (tmp_path / "mine" / "parts" / "mine.npy").exists()
 
 
 def test_the_installed_command_runs():

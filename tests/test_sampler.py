@@ -86,7 +86,11 @@ def test_published_counts():
 def test_budget():
     assert Sampler("heun").with_nfe(10).nfe == 9
     assert Sampler("dpmpp_2m").with_nfe(10).nfe == 10
-    assert Sampler("heun", start=Teleport(gaussian(), 5.0, "truncate")).with_nfe(9).nfe <= 9
+    for budget in (5, 8, 10, 20):
+        for start in (Teleport(gaussian(), 2.0, "truncate"), LateStart(gaussian(), 2.0)):
+            assert Sampler("euler", karras(4), start).with_nfe(budget).nfe == budget
+            assert budget - 1 <= Sampler("heun", karras(4), start).with_nfe(budget).nfe <= budget
+        assert Sampler("euler", karras(4), finish=Jump(0.5)).with_nfe(budget).nfe == budget
     with pytest.raises(ArgumentError, match="explicit"):
         Sampler("heun", [3.0, 1.0]).with_nfe(5)
     with pytest.raises(ArgumentError, match="at most 0"):
@@ -132,13 +136,27 @@ def test_samples_do_not_depend_on_the_batch(solver):
     assert not torch.allclose(sampler(model, n=23, seed=8).x, whole)
 
 
+def test_small_batches_are_filled_up_unseen():
+    """16 rows reach the model; callbacks, trajectories and samples show the ones that were asked for."""
+    model, seen = Counted(), []
+    out = Sampler("heun", karras(4))(model, 3, shift=torch.ones(3, 2), trajectory=True, callback=seen.append)
+    assert model.largest == 16
+    assert out.x.shape == (3, 2)
+    assert out.trajectory.states.shape[1] == out.trajectory.denoised.shape[1] == 3
+    assert {s.x.shape[0] for s in seen} == {s.denoised.shape[0] for s in seen} == {3}
+    big = Counted()
+    big.event_shape = (5000,)
+    Sampler("euler", [1.0])(big, 2)
+    assert big.largest == 2
+
+
 def test_batches_cut_the_conditions_too():
     model = Counted()
     shift = torch.arange(7.0)[:, None].expand(7, 2)
     whole = Sampler("euler", karras(4))(model, n=7, shift=shift).x
     parts = Sampler("euler", karras(4))(model, n=7, shift=shift, batch_size=3).x
     torch.testing.assert_close(parts, whole)
-    assert model.largest == 7
+    assert model.largest == 16
 
 
 def test_teleport_keeps_the_map_and_late_start_the_law():
@@ -209,9 +227,20 @@ def test_json_writes_a_shared_gaussian_once():
         ("[]", "not a sampler"),
         ('{"format": "farfield sampler 1"}', "missing"),
         (Sampler().to_json().replace('"heun"', '"hein"'), "known: dpmpp_2m"),
-        (Sampler().to_json().replace('"prior"', '"posterior"'), "known: given"),
+        (Sampler().to_json().replace('"prior"', '"posterior"'), "known: late_start"),
         (Sampler().to_json().replace('"rho"', '"roh"'), "roh"),
         (Sampler().to_json().replace('"covariance": null', '"covariance": {"gaussian": 3}'), "missing"),
+        (Sampler().to_json().replace('"covariance": null', '"covariance": {"a": 1}'), "missing"),
+        (Sampler().to_json().replace('"covariance": null', '"covariance": "abc"'), "expected a Gaussian"),
+        (Sampler().to_json().replace('"name": "prior"', '"name": "given", "x": [1.0]'), "unknown start 'given'"),
+        (
+            Sampler().to_json().replace('"name": "prior"', '"name": "teleport", "gaussian": "a", "sigma": 3'),
+            "expected a Gau",
+        ),
+        (Sampler().to_json().replace('"n": 18', '"n": 18.5'), "n = 18.5"),
+        (Sampler().to_json().replace('"n": 18', '"n": 1000000000'), "1 to 100,000"),
+        (Sampler(sigmas=[3.0, 1.0]).to_json().replace("3.0", '"abc"'), "wrong type"),
+        (Sampler("whitened").to_json().replace('"order": 2', '"order": 2.0'), "order = 2.0"),
     ],
 )
 def test_json_refusals(text, match):
@@ -236,6 +265,9 @@ def test_refusals():
         Sampler(finish=Jump(100.0))
     with pytest.raises(ArgumentError, match="'regrid' or 'truncate'"):
         Sampler(start=Teleport(gaussian(), 9.0, "cut"))  # type: ignore[arg-type]
+    for sampler in (Sampler("whitened", covariance=gaussian()), Sampler(start=Teleport(gaussian(), 9.0))):
+        with pytest.raises(ArgumentError, match=r"Gaussian of shape \(2,\); the model's samples have \(3,\)"):
+            sampler(Gaussian(torch.zeros(3), torch.eye(3)), 2)
     with pytest.raises(ArgumentError, match="cannot be written"):
         Sampler(start=Given(torch.zeros(1, 2))).to_json()
 

@@ -10,7 +10,9 @@ import hashlib
 import json
 import math
 import re
+import shutil
 import sys
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from farfield.errors import ArgumentError
+from farfield.errors import ArgumentError, DataError
 from farfield.networks.files import read_json, remove_partial, write_atomic, write_json
 from farfield.report.images import grid_png, is_image
 from farfield.version import __version__
@@ -55,8 +57,6 @@ def draw(
     Raises:
         ArgumentError: if the folder holds something else, or samples of another run and not ``overwrite``.
     """
-    if n < 1:
-        raise ArgumentError(f"--n {n}; expected at least 1")
     if batch_size < 1:
         raise ArgumentError(f"--batch-size {batch_size}; expected at least 1")
     plan = sampler.to_json(indent=None)
@@ -74,9 +74,13 @@ def draw(
         "clamped_to": [-1, 1] if len(model.event_shape) == 3 else None,
     }
     same = _is_same(out, record, overwrite)
-    if same and (out / SAMPLES).exists():
-        return record
     parts = out / PARTS
+    if same and (out / SAMPLES).exists():
+        shutil.rmtree(parts, ignore_errors=True)  # a kill may have come between the set and the end of its parts
+        return record
+    if same:
+        parts.mkdir(exist_ok=True)
+        remove_partial(parts)
     for low, high in _missing(parts if same else None, n, batch_size, progress):
         rows = {k: v[low:high] for k, v in condition.items()}
         x = sampler(model, high - low, seed, first=low, **rows).x.float().cpu().numpy()
@@ -120,19 +124,19 @@ def _is_same(out: Path, record: dict[str, Any], overwrite: bool) -> bool:
             )
     elif out.is_dir():
         remove_partial(out)
-        if any(p.name != PARTS for p in out.iterdir()):
+        if any(out.iterdir()):
             raise ArgumentError(f"--out {out} holds something else than samples; choose an empty folder")
     return False
 
 
 def _claim(out: Path, record: dict[str, Any]) -> None:
-    """Make the folder this run's; samples of another run go."""
-    for name in (RUN, SAMPLES, PICTURE):
+    """Make the folder this run's; samples of another run go, and its record last, by being replaced."""
+    out.mkdir(parents=True, exist_ok=True)
+    for name in (SAMPLES, PICTURE):
         (out / name).unlink(missing_ok=True)
-    for part in (out / PARTS).glob("*.npy"):
-        part.unlink()
-    (out / PARTS).mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(out / PARTS, ignore_errors=True)
     write_json(out / RUN, record)
+    (out / PARTS).mkdir(exist_ok=True)
 
 
 def _missing(parts: Path | None, n: int, batch_size: int, progress: bool) -> Iterator[tuple[int, int]]:
@@ -164,10 +168,17 @@ def _write_array(path: Path, x: np.ndarray) -> None:
     write_atomic(path, write)
 
 
+def _read_array(path: Path) -> np.ndarray:
+    try:
+        return np.load(path, allow_pickle=False)
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path} is damaged; delete it, and the same command draws its samples again") from error
+
+
 def _assemble(out: Path, parts: Path, n: int, record: dict[str, Any]) -> None:
     """Join the parts into one array and a picture; the parts go last."""
     files = sorted(parts.glob("*.npy"))
-    x = np.concatenate([np.load(f, allow_pickle=False) for f in files])[:n]
+    x = np.concatenate([_read_array(f) for f in files])[:n]
     if record["clamped_to"] is not None:
         x = x.clip(-1, 1)
     if is_image(tuple(record["event_shape"])):
@@ -180,6 +191,4 @@ def _assemble(out: Path, parts: Path, n: int, record: dict[str, Any]) -> None:
             np.savez(file, images=x)
 
     write_atomic(out / SAMPLES, write)
-    for f in files:
-        f.unlink()
-    parts.rmdir()
+    shutil.rmtree(parts, ignore_errors=True)

@@ -67,8 +67,11 @@ class Sample:
         """Draw the samples and print where they are."""
         from farfield.cli.common import print_json
         from farfield.cli.drawing import draw
+        from farfield.errors import ArgumentError
         from farfield.interop import load
 
+        if self.n < 1:
+            raise ArgumentError(f"--n {self.n}; expected at least 1")
         model = load(self.model)
         sampler = self._from_file() if self.sampler is not None else self._from_options(model)
         out = self.out if self.out is not None else Path("runs") / f"samples-{Path(self.model).stem}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
@@ -58,6 +59,10 @@ class Jump(Finish):
     at: float
     name: ClassVar[str] = "jump"
     denoise: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.at, int | float) or not 0 < self.at < math.inf:
+            raise ArgumentError(f"at = {self.at!r}; expected a positive noise level")
 
     def levels(self, grid: Grid) -> tuple[float, ...]:
         """The levels above ``at``, then ``at``."""

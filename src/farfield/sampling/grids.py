@@ -78,10 +78,14 @@ def validated(levels: Sequence[float]) -> tuple[float, ...]:
     return values
 
 
+#: A bound against typing errors and hand-edited files.
+MAX_LEVELS = 100_000
+
+
 def check_count(n: int) -> None:
     """Raise ``ArgumentError`` unless a grid can have ``n`` levels."""
-    if n < 1:
-        raise ArgumentError(f"n = {n}; a grid needs at least 1 level")
+    if not isinstance(n, int) or not 1 <= n <= MAX_LEVELS:
+        raise ArgumentError(f"n = {n!r}; a grid has 1 to {MAX_LEVELS:,} levels")
 
 
 def check_range(low: float, high: float, n: int) -> None:
@@ -108,8 +112,8 @@ class Karras(Grid):
 
     def __post_init__(self) -> None:
         check_range(self.sigma_min, self.sigma_max, self.n)
-        if not self.rho > 0:
-            raise ArgumentError(f"rho = {self.rho}; expected a positive exponent (7 is usual)")
+        if not 0.1 <= self.rho < math.inf:
+            raise ArgumentError(f"rho = {self.rho}; expected an exponent of at least 0.1 (7 is usual)")
 
     @property
     def levels(self) -> tuple[float, ...]:

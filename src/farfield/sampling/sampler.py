@@ -19,15 +19,20 @@ from torch import Tensor
 
 from farfield.denoiser import Denoiser, FunctionDenoiser
 from farfield.distributions import Gaussian
-from farfield.errors import ArgumentError, DataError, NonFiniteError, unknown_name
+from farfield.errors import ArgumentError, DataError, FarfieldError, NonFiniteError, unknown_name
 from farfield.numerics import streams
 from farfield.sampling.finishes import FINISHES, Finish, ToZero
 from farfield.sampling.grids import Grid, as_grid, grid_from_dict, karras
 from farfield.sampling.results import Samples, Step, Trajectory
 from farfield.sampling.solvers import Solver, make_solver
-from farfield.sampling.starts import STARTS, Given, Prior, Start
+from farfield.sampling.starts import STARTS, GaussianStart, Given, Prior, Start
 
 Callback = Callable[[Step], None]
+
+#: Convolutions and matrix products take other kernels, with other last bits, for a handful of rows. Batches of small samples
+#: are filled up to this many rows, so that a sample is the same to the bit whatever its batch.
+MIN_ROWS = 16
+SMALL = 4096
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,15 @@ class Sampler:
         if isinstance(self.solver, str):
             object.__setattr__(self, "solver", make_solver(self.solver))
         object.__setattr__(self, "sigmas", as_grid(self.sigmas))
+        if self.covariance is not None and not isinstance(self.covariance, Gaussian):
+            raise ArgumentError(f"covariance is a {type(self.covariance).__name__}; expected a Gaussian")
+        for name, part, kind in (
+            ("solver", self.solver, Solver),
+            ("start", self.start, Start),
+            ("finish", self.finish, Finish),
+        ):
+            if not isinstance(part, kind):
+                raise ArgumentError(f"{name} is a {type(part).__name__}; expected a {kind.__name__}")
         if self.covariance is not None and not self.rule.uses_covariance:
             raise ArgumentError(
                 f"covariance is given, but solver {self.rule.name!r} makes no use of one; did you mean 'whitened'?"
@@ -124,6 +138,7 @@ class Sampler:
             if not isinstance(self.start, Given):
                 raise ArgumentError("n is missing: how many samples?")
             n = len(self.start.x)
+        self._check_gaussians(denoiser)
         if n < 1 or first < 0:
             raise ArgumentError(f"n = {n}, first = {first}; expected n >= 1 and first >= 0")
         if batch_size is not None and batch_size < 1:
@@ -142,7 +157,12 @@ class Sampler:
                 z = streams.normal(seed, ids, denoiser.event_shape, purpose="start", dtype=dtype)
                 x = self.start.state(z, top, process)
             bound = {k: _rows(v, low, high, n) for k, v in condition.items()}
-            parts.append(self._solve(denoiser, x, first + low, trajectory, callback, bound))
+            rows = high - low
+            if rows < MIN_ROWS and denoiser.dim <= SMALL:
+                fill = torch.arange(MIN_ROWS, device=device).clamp(max=rows - 1)
+                x = x[fill]
+                bound = {k: v[fill.to(v.device)] if _cut(v, rows) else v for k, v in bound.items()}
+            parts.append(self._solve(denoiser, x, first + low, trajectory, callback, bound, rows))
         return _join(parts)
 
     def run(
@@ -159,6 +179,14 @@ class Sampler:
             denoiser = FunctionDenoiser(denoiser, tuple(x.shape[1:]))
         return self._solve(denoiser, x, 0, trajectory, callback, condition)
 
+    def _check_gaussians(self, denoiser: Denoiser) -> None:
+        start = self.start.gaussian if isinstance(self.start, GaussianStart) else None
+        for name, gaussian in (("covariance", self.covariance), (f"start {self.start.name!r}", start)):
+            if gaussian is not None and gaussian.event_shape != denoiser.event_shape:
+                raise ArgumentError(
+                    f"{name} is a Gaussian of shape {gaussian.event_shape}; the model's samples have {denoiser.event_shape}"
+                )
+
     @torch.no_grad()
     def _solve(
         self,
@@ -168,6 +196,7 @@ class Sampler:
         keep: bool,
         callback: Callback | None,
         condition: dict[str, Any],
+        rows: int | None = None,
     ) -> Samples:
         levels, rule, jump = self.levels, self.rule, self.finish.denoise
         if tuple(x.shape[1:]) != denoiser.event_shape:
@@ -175,29 +204,32 @@ class Sampler:
                 f"states have shape {tuple(x.shape)}; this model takes (B, {str(denoiser.event_shape)[1:]}"
             )
         _check_levels(denoiser, levels)
+        self._check_gaussians(denoiser)
+        shown = slice(rows)  # the rows that are somebody's samples; the rest only fills the batch
         evaluate, count = _counted(denoiser, condition)
         plans = rule.plan(levels, x, self.covariance)
-        states, outputs, spent = [x], [], [0]
+        states, outputs, spent = [x[shown]], [], [0]
         memory: Any = None
         for k, plan in enumerate(plans):
             d = evaluate(x, levels[k])
             if callback is not None:
-                callback(Step(k, levels[k], levels[k + 1], x, d, count[0], first))
+                callback(Step(k, levels[k], levels[k + 1], x[shown], d[shown], count[0], first))
             x, memory = rule.step(evaluate, x, d, memory, plan)
             if keep:
-                states.append(x)
-                outputs.append(d)
+                states.append(x[shown])
+                outputs.append(d[shown])
                 spent.append(count[0])
         if jump:
             state = x
             x = evaluate(state, levels[-1])
             if callback is not None:
-                callback(Step(len(plans), levels[-1], 0.0, state, x, count[0], first))
+                callback(Step(len(plans), levels[-1], 0.0, state[shown], x[shown], count[0], first))
             if keep:
-                states.append(x)
-                outputs.append(x)
+                states.append(x[shown])
+                outputs.append(x[shown])
                 spent.append(count[0])
             levels = (*levels, 0.0)
+        x = x[shown]
         if not bool(torch.isfinite(x).all()):
             raise NonFiniteError(
                 f"{int((~torch.isfinite(x.flatten(1))).any(1).sum())} of {len(x)} samples are not finite; "
@@ -253,16 +285,18 @@ class Sampler:
             gaussians = [Gaussian.from_dict(g) for g in spec.get("gaussians", [])]
 
             def resolve(value: Any) -> Any:
-                return gaussians[value["gaussian"]] if isinstance(value, dict) and "gaussian" in value else value
+                return gaussians[value["gaussian"]] if isinstance(value, dict) else value
 
             return cls(
                 solver=make_solver(**spec["solver"]),
                 sigmas=grid_from_dict(spec["sigmas"]),
-                start=_part("start", STARTS, {k: resolve(v) for k, v in spec["start"].items()}),
+                start=_part("start", _STORED_STARTS, {k: resolve(v) for k, v in spec["start"].items()}),
                 finish=_part("finish", FINISHES, spec["finish"]),
                 covariance=resolve(spec.get("covariance")),
             )
-        except (KeyError, TypeError, IndexError, AttributeError) as error:
+        except FarfieldError:
+            raise
+        except (KeyError, TypeError, IndexError, AttributeError, ValueError, OverflowError, RecursionError) as error:
             raise DataError(f"not a sampler: a field is missing or has the wrong type ({error!r})") from error
 
     def with_nfe(self, nfe: int) -> Sampler:
@@ -274,18 +308,26 @@ class Sampler:
         if not hasattr(self.grid, "n"):
             raise ArgumentError("an explicit grid cannot be planned to a budget; use karras, log_snr, vp_time or ddpm")
         best = None
-        for n in range(1, nfe + 2):
+        # A start or finish may drop levels, so n can be far above the evaluations; the latter never fall as n grows.
+        for n in range(1, 1024 + nfe):
             try:
                 plan = replace(self, sigmas=replace(self.grid, n=n))  # type: ignore[type-var]
             except ArgumentError:
+                if best is not None:
+                    break
                 continue
-            if plan.nfe <= nfe:
-                best = plan
+            if plan.nfe > nfe:
+                break
+            best = plan
         if best is None:
             raise ArgumentError(
                 f"no plan of {self.rule.name!r} with this start and finish costs at most {nfe} evaluations"
             )
         return best
+
+
+#: States are data; a stored sampler does not hold them.
+_STORED_STARTS = {name: start for name, start in STARTS.items() if start is not Given}
 
 
 def _part(kind: str, registry: dict[str, type[Any]], spec: dict[str, Any]) -> Any:
@@ -302,8 +344,13 @@ def _device_of(denoiser: Denoiser) -> torch.device:
     return torch.device("cpu")
 
 
+def _cut(value: Any, n: int) -> bool:
+    """Whether a condition has a row for each of n samples."""
+    return isinstance(value, Tensor) and value.ndim > 0 and len(value) == n
+
+
 def _rows(value: Any, low: int, high: int, n: int) -> Any:
-    return value[low:high] if isinstance(value, Tensor) and value.ndim > 0 and len(value) == n else value
+    return value[low:high] if _cut(value, n) else value
 
 
 def _check_levels(denoiser: Denoiser, levels: Sequence[float]) -> None:

@@ -7,6 +7,7 @@ saves their evaluations (Wang & Vastola 2024, section 6 and Alg. 1).
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -17,6 +18,7 @@ from farfield.distributions import Gaussian
 from farfield.errors import ArgumentError
 from farfield.processes import Process
 from farfield.sampling.grids import Grid
+from farfield.sampling.solvers.base import on_device
 
 GridPolicy = Literal["regrid", "truncate"]
 
@@ -72,6 +74,12 @@ class GaussianStart(Start):
     sigma: float
     grid_policy: GridPolicy = "regrid"
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.gaussian, Gaussian):
+            raise ArgumentError(f"gaussian is a {type(self.gaussian).__name__}; expected a Gaussian")
+        if not isinstance(self.sigma, int | float) or not 0 < self.sigma < math.inf:
+            raise ArgumentError(f"sigma = {self.sigma!r}; expected a positive number")
+
     def grid(self, grid: Grid) -> Grid:
         """The grid from σ down.
 
@@ -106,7 +114,7 @@ class LateStart(GaussianStart):
 
     def state(self, z: Tensor, top: float, process: Process) -> Tensor:
         """``μ + (Σ + σ²)^½ z``."""
-        return self.gaussian.colour(z, self.sigma)
+        return on_device(self.gaussian, z.device).colour(z, self.sigma)
 
 
 @dataclass(frozen=True)
@@ -120,7 +128,7 @@ class Teleport(GaussianStart):
 
     def state(self, z: Tensor, top: float, process: Process) -> Tensor:
         """``μ + sqrt((Σ + σ²)/(Σ + σ_0²)) (σ_0 z − μ)``."""
-        return self.gaussian.flow(top * z, top, self.sigma)
+        return on_device(self.gaussian, z.device).flow(top * z, top, self.sigma)
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,6 +7,7 @@ each step, which is why the denoising trajectory costs nothing extra.
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields
@@ -89,6 +90,11 @@ class Solver(ABC):
             if key not in known:
                 raise ArgumentError(f"solver {cls.name!r} has no option {key!r}; it has: {', '.join(known) or 'none'}")
         return cls(**options)
+
+
+def on_device(gaussian: Gaussian, device: torch.device) -> Gaussian:
+    """The Gaussian where the states are: itself, or a copy, so that the caller's stays where it is."""
+    return gaussian if gaussian.mean.device == device else copy.deepcopy(gaussian).to(device)
 
 
 def blend(d: Tensor, x: Tensor, ratio: float) -> Tensor:

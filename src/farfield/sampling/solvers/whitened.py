@@ -19,7 +19,7 @@ from torch import Tensor
 
 from farfield.errors import ArgumentError
 from farfield.numerics.spectrum import Spectrum
-from farfield.sampling.solvers.base import Evaluate, Solver
+from farfield.sampling.solvers.base import Evaluate, Solver, on_device
 from farfield.sampling.solvers.exponential import step_weights
 
 if TYPE_CHECKING:
@@ -92,8 +92,10 @@ class Whitened(Solver):
     uses_covariance: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if self.order not in (1, 2, 3):
+        if not isinstance(self.order, int) or self.order not in (1, 2, 3):
             raise ArgumentError(f"order = {self.order}; the whitened solver has orders 1, 2 and 3")
+        if not isinstance(self.exponent, int | float) or not abs(self.exponent) <= 4:
+            raise ArgumentError(f"exponent = {self.exponent!r}; expected a number in [-4, 4], e.g. 1/7")
         if self.unit not in ("posterior", "data"):
             raise ArgumentError(f"unit = {self.unit!r}; expected 'posterior' or 'data'")
         if self.corrector not in ("start", "always", "never"):
@@ -101,6 +103,7 @@ class Whitened(Solver):
 
     def plan(self, sigmas: Sequence[float], like: Tensor, covariance: Gaussian | None = None) -> list[Plan]:
         """Gains and weights of each step, integrated in float64 once for the grid."""
+        covariance = None if covariance is None else on_device(covariance, like.device)
         spectrum = covariance.spectrum if covariance is not None else None
         mean = covariance.mean.flatten().to(like) if covariance is not None else None
         values = spectrum.values.double().cpu() if spectrum is not None else torch.zeros(0, dtype=torch.float64)
