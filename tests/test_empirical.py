@@ -388,7 +388,11 @@ def test_bad_arguments_are_named():
     with pytest.raises(ArgumentError, match="block"):
         Empirical(torch.zeros(3, 2), block=0)
     with pytest.raises(DataError, match="finite"):
-        Empirical(torch.tensor([[1.0, float("nan")]]))(torch.zeros(1, 2), 1.0)
+        Empirical(torch.tensor([[1.0, float("nan")]]))
+    with pytest.raises(ArgumentError, match="shape"):
+        Empirical(torch.zeros(3, 2)).nearest(torch.zeros(1, 3))
+    with pytest.raises(ArgumentError, match="shape"):
+        Empirical(torch.zeros(3, 2)).weights(torch.zeros(1, 3), 1.0)
     law = Empirical(torch.zeros(3, 2))
     for call in (lambda: law(torch.zeros(1, 2), 0.0), lambda: law.log_prob(torch.zeros(1, 2))):
         with pytest.raises(ArgumentError, match="sigma"):

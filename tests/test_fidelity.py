@@ -18,6 +18,14 @@ from farfield.numerics.spectrum import Spectrum
 from farfield.processes.base import Process
 
 
+@pytest.mark.parametrize("seed", [-1, 2**32, 2**63])
+def test_laws_take_any_seed(seed):
+    data = torch.randn(80, 2, generator=torch.Generator().manual_seed(0))
+    first, second = (reference_laws(data, components=3, seed=seed)["mixture"] for _ in range(2))
+    x = torch.randn(5, 2, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(first(x, 0.5), second(x, 0.5))
+
+
 def isotropic(mean: Tensor) -> Gaussian:
     return Gaussian(mean, Spectrum.isotropic(mean.numel(), 0.0))
 

@@ -231,6 +231,23 @@ def test_fits():
         Gaussian.fit(x, basis="fft")
 
 
+@pytest.mark.parametrize("basis", ["pca", "dct"])
+@pytest.mark.parametrize("shape", [(2, 4, 4), (4, 4)])
+def test_a_fit_to_float64_keeps_its_mean(basis, shape):
+    x = torch.randn(60, *shape, dtype=F64) + 1 / 3
+    for data in (x, x.numpy(), list(x.split(25)), iter(x.split(25))):
+        law = Gaussian.fit(data, basis=basis)
+        assert law.mean.dtype == F64
+        torch.testing.assert_close(law.mean, x.mean(0), rtol=1e-13, atol=1e-13)
+        torch.testing.assert_close(law(x[:2], 1e6), x.mean(0).expand(2, *shape), rtol=0, atol=1e-10)
+    for data in (x.float(), x.float().numpy(), iter(x.float().split(25))):
+        narrow = Gaussian.fit(data, basis=basis)
+        assert narrow.mean.dtype == torch.float32
+        assert narrow(x[:2].float(), 1.0).dtype == torch.float32
+    with pytest.raises(DataError, match="empty"):
+        Gaussian.fit(iter([]), basis=basis)
+
+
 def test_float32_follows_float64():
     law = random_gaussian("dense", 32)
     x = law.sample(8, sigma=1.0)

@@ -83,6 +83,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
     "card of the future": (change_card(lambda c: c.update(schema=2)), "schema 2"),
     "no digest": (change_card(lambda c: c.pop("weights")), "digest"),
     "unknown kind": (change_card(lambda c: c["network"].update(kind="mlq")), "Did you mean 'mlp'"),
+    "kind a list": (change_card(lambda c: c["network"].update(kind=["mlp"])), "unknown network.kind ['mlp']"),
     "unknown key": (change_card(lambda c: c["network"].update(widht=3)), "Did you mean 'network.width'"),
     "hostile size": (change_card(lambda c: c["network"].update(width=10**12)), "width = 1000000000000"),
     "hostile shape": (change_card(lambda c: c.update(event_shape=[10**9])), "event_shape"),

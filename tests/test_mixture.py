@@ -312,3 +312,13 @@ def test_bad_arguments_are_named():
         law(torch.zeros(1, 4), 1.0)
     with pytest.raises(ArgumentError, match="sigma"):
         law(torch.zeros(3, 3), torch.ones(2))
+
+
+def test_a_call_under_inference_mode_leaves_the_mixture_usable():
+    law, _ = mixed()
+    x = torch.randn(2, 6)
+    with torch.inference_mode():
+        value = law(x, 0.5)
+    state = x.clone().requires_grad_()
+    torch.autograd.grad(law(state, 0.5).sum(), state)
+    assert torch.equal(law(x, 0.5), value)

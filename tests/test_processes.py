@@ -96,6 +96,42 @@ def test_conversion_to_ve_and_back():
     assert t == pytest.approx(0.4)
 
 
+@pytest.mark.parametrize("name", MAPS)
+def test_conversion_goes_row_by_row_and_keeps_the_type(name):
+    """As many rows as columns: a time belongs to a row, not to a column."""
+    time_map = MAPS[name]
+    t = times(time_map)
+    x = torch.randn(5, 5, 5)
+    state, sigma = time_map.to_ve(x, t)
+    assert state.dtype == sigma.dtype == torch.float32
+    for i in range(5):
+        torch.testing.assert_close(state[i], x[i] / float(time_map.alpha(t[i])))
+        assert float(sigma[i]) == pytest.approx(time_map.sigma(float(t[i])), rel=1e-6)
+    back, again = time_map.from_ve(state, time_map.sigma(t))
+    assert back.dtype == torch.float32
+    torch.testing.assert_close(back, x)
+    torch.testing.assert_close(again, t)
+    assert time_map.to_ve(x, t[0])[0].dtype == torch.float32
+    with pytest.raises(ArgumentError, match="t has shape"):
+        time_map.to_ve(x, t[:3])
+    with pytest.raises(ArgumentError, match="sigma has shape"):
+        time_map.from_ve(x, time_map.sigma(t[:3]))
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_maps_follow_the_device_of_their_argument(name):
+    """On the meta device, which stands here for any that is not the CPU."""
+    time_map, t = MAPS[name], torch.ones(3, device="meta")
+    methods = (time_map.sigma, time_map.time, time_map.alpha, time_map.drift, time_map.sigma_derivative)
+    assert all(method(t).device.type == "meta" for method in methods)
+    x = torch.zeros(3, 2, device="meta")
+    for time in (0.5, t):
+        state, sigma = time_map.to_ve(x, time)
+        back, _ = time_map.from_ve(state, sigma)
+        assert back.device.type == "meta"
+        assert back.dtype == torch.float32
+
+
 def test_diffusion_kernel_and_renoise():
     process = Diffusion()
     generator = torch.Generator().manual_seed(0)
@@ -121,6 +157,9 @@ def test_bad_arguments():
         VE(50, 0.01)
     with pytest.raises(ArgumentError, match="'linear' or 'cosine'"):
         DDPM(schedule="square")  # type: ignore[arg-type]
+    for start, end in ((1e-4, 1.5), (0.0, 0.02), (0.03, 0.02), (1e-4, 1.0), (1e-4, float("nan"))):
+        with pytest.raises(ArgumentError, match="beta_start"):
+            DDPM(beta_start=start, beta_end=end)
     with pytest.raises(ArgumentError, match="sigma_from"):
         Diffusion().renoise(torch.zeros(1, 2), 1.0, 0.5)
     with pytest.raises(ArgumentError, match="sigma has shape"):

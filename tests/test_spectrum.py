@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from farfield.errors import ArgumentError, DataError
-from farfield.numerics import arrays, moments
+from farfield.numerics import arrays, moments, streams
 from farfield.numerics.dct import dct_matrix
 from farfield.numerics.spectrum import Spectrum
 from farfield.numerics.streaming import OnlineSoftmax
@@ -90,6 +90,26 @@ def test_truncation_keeps_the_trace_with_the_mean_and_drops_it_with_zero(kind):
     assert zero.tail_dim + zero.rank == 60
 
 
+def test_a_basis_in_another_type_is_made_once():
+    spectrum = Spectrum.low_rank(orthonormal(60, 7).float(), torch.rand(7) + 1, tail=0.3)
+    y = torch.randn(2, 60, dtype=torch.float64)
+    with torch.inference_mode():
+        value = spectrum.filter(y, spectrum.values, spectrum.tail)
+    lifted = spectrum._matrix(torch.float64)
+    assert spectrum._matrix(torch.float64) is lifted
+    assert spectrum._matrix(torch.float32) is spectrum.basis
+    assert "_lift" not in spectrum.state_dict()
+    # Made under inference mode, it still serves a gradient.
+    state = y.clone().requires_grad_()
+    torch.autograd.grad(spectrum.filter(state, spectrum.values, spectrum.tail).sum(), state)
+    assert torch.equal(spectrum.filter(y, spectrum.values, spectrum.tail), value)
+    other = Spectrum.low_rank(orthonormal(60, 7).float(), torch.rand(7) + 1, tail=0.3)
+    spectrum.load_state_dict(other.state_dict())
+    assert torch.equal(spectrum._matrix(torch.float64), other._matrix(torch.float64))
+    spectrum.double()
+    assert spectrum._matrix(torch.float64) is spectrum.basis
+
+
 def test_dct_matrix_is_scipys_orthonormal_dct():
     from scipy.fft import dct
 
@@ -130,6 +150,16 @@ def test_stored_spectra_are_checked():
             arrays.decode(array | change)
     with pytest.raises(DataError, match="finite"):
         arrays.decode(arrays.encode(torch.tensor([float("inf")])))
+
+
+def test_uniforms_lie_inside_the_open_interval():
+    """The largest 53-bit integer plus a half would round to 1; every other value is as it was."""
+    word = torch.tensor([0, 0xFFFFFFFF])
+    low = streams._unit(word, torch.tensor([0, 0xFFFFFFFF]))
+    assert low.tolist() == [2.0**-54, 1 - 2.0**-53]
+    below = streams._unit(word[1:], torch.tensor([0xFFFFFFFF - 2048]))
+    assert below.tolist() == [((2**53 - 2) + 0.5) * 2.0**-53]
+    assert bool(low.log().isfinite().all())
 
 
 # -- moments ----------------------------------------------------------------------------------------------------------

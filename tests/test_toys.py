@@ -111,6 +111,51 @@ def test_bessel_functions_against_mpmath():
     assert float(log_bessel(zero, 7)) == 0
 
 
+@pytest.mark.parametrize("dim", [2, 3, 16, 3072])
+def test_bessel_functions_at_huge_arguments(dim):
+    """Past κ ≈ 1e9, where scipy's scaled values are not usable, and on both sides of the change of formula."""
+    mpmath = pytest.importorskip("mpmath")
+    mpmath.mp.dps = 50
+    nu = mpmath.mpf(dim) / 2 - 1
+    for kappa in (998.0, 999.9999, 1000.0001, 1002.0, 1e7, 1e9, 3e9, 1e12, 1e15):
+        low, high = mpmath.besseli(nu, kappa), mpmath.besseli(nu + 1, kappa)
+        k, ratio = torch.tensor([kappa], dtype=F64), high / low
+        assert float(bessel_ratio(k, dim)) == pytest.approx(float(ratio), rel=1e-13)
+        assert float(bessel_ratio_over(k, dim)) == pytest.approx(float(ratio / kappa), rel=1e-13)
+        exact = mpmath.log(mpmath.gamma(nu + 1) * (2 / mpmath.mpf(kappa)) ** nu * low) - kappa
+        assert float(log_bessel(k, dim)) == pytest.approx(float(exact), rel=1e-12, abs=1e-12)
+        slope = 1 - ratio**2 - (dim - 1) * ratio / kappa
+        assert float(bessel_ratio_slope(k, dim)) == pytest.approx(float(slope), rel=1e-8)
+
+
+@pytest.mark.parametrize(("dim", "radius"), [(2, 1.0), (3, 1.0), (16, 4.0), (3072, 55.4)])
+@pytest.mark.parametrize("sigma", [1e-6, 1e-5, 3e-5, 1e-3, 0.1])
+def test_sphere_at_small_levels(dim, radius, sigma):
+    """Posterior mean, density, trace and Jacobian against mpmath at states within a few σ of the sphere."""
+    mpmath = pytest.importorskip("mpmath")
+    mpmath.mp.dps = 50
+    law, nu = Sphere(dim, radius), mpmath.mpf(dim) / 2 - 1
+    points = law.sample(3, torch.Generator().manual_seed(0)).double()
+    x = points + sigma * torch.randn(points.shape, generator=torch.Generator().manual_seed(1), dtype=F64)
+    mean, density, trace, unit = law(x, sigma), law.log_prob(x, sigma), law.trace(x, sigma), x / x.norm(dim=1)[:, None]
+    along = (unit * law.jvp(x, sigma, unit)[1]).sum(1)
+    for i in range(3):
+        norm, s2 = mpmath.sqrt(sum(mpmath.mpf(v) ** 2 for v in x[i].tolist())), mpmath.mpf(sigma) ** 2
+        kappa = norm * radius / s2
+        low, high = mpmath.besseli(nu, kappa), mpmath.besseli(nu + 1, kappa)
+        ratio = high / low
+        assert float(mean[i].norm()) == pytest.approx(float(radius * ratio), rel=1e-13)
+        torch.testing.assert_close(mean[i], float(radius * ratio) * unit[i], rtol=1e-12, atol=0)
+        exact = mpmath.log(mpmath.gamma(nu + 1) * (2 / kappa) ** nu * low) - kappa
+        exact -= (norm - radius) ** 2 / (2 * s2) + mpmath.mpf(dim) / 2 * mpmath.log(2 * mpmath.pi * s2)
+        # The distance to the sphere is known to one rounding of r, which is 1e-10 σ or more.
+        assert float(density[i]) == pytest.approx(float(exact), rel=1e-10, abs=1e-14 * radius / sigma * 10)
+        assert float(trace[i]) == pytest.approx(float(radius**2 * (1 - ratio**2) / s2), rel=1e-9)
+        slope = radius**2 * (1 - ratio**2 - (dim - 1) * ratio / kappa) / s2
+        assert float(along[i]) == pytest.approx(float(slope), rel=1e-3, abs=1e-12)
+    assert law(x.float(), sigma).isfinite().all()
+
+
 def test_critical_level_of_the_sphere():
     """symmetry_breaking 2.4: the centre loses stability where r²/(D σ_c²) q-terms balance; here ∂D/∂x = r²/(D σ²) at 0."""
     for dim, radius, sigma in ((2, 1.0, 0.5), (30, 2.0, 0.7)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 
 from farfield.errors import ArgumentError, ModelFileError, NonFiniteError
 from farfield.interop import load
+from farfield.networks.files import read_tensors, write_tensors
 from farfield.training import TrainConfig, TrainStep, from_dict, load_config, to_dict, train
 from farfield.training.checkpoint import latest_checkpoint, read_checkpoint, steps_in, write_checkpoint
 from farfield.training.config import AugmentConfig, EMAConfig, OptimizerConfig
@@ -85,6 +87,9 @@ def test_shipped_configs(name: str) -> None:
         ("steps=1e400", "expected a whole number"),
         ("labels.use=1", "labels.use = 1; expected true or false"),
         ("network.kind=unet", "unknown network.kind 'unet'; known: mlp, song_unet"),
+        ("network.kind=[mlp]", "unknown network.kind ['mlp']; known: mlp, song_unet"),
+        ("network.kind={a: 1}", "unknown network.kind {'a': 1}"),
+        ("network.kind=null", "unknown network.kind None"),
         ("network=[1]", "network = [1]"),
         ("network.width=big", "network.width = 'big'"),
         ("data=digits", "data = 'digits'; expected a mapping"),
@@ -212,6 +217,20 @@ def test_damaged_checkpoint_falls_back(tmp_path: Path, damage: str) -> None:
         latest_checkpoint(tmp_path)
 
 
+def test_damaged_checkpoints_do_not_count_among_those_kept(tmp_path: Path) -> None:
+    """1000 is good, 2000 and 3000 are not: what a run writes on its way up again must outlive them."""
+    for step in (1000, 2000, 3000):
+        write_checkpoint(tmp_path, step, {"a": torch.full((50,), float(step))}, {}, keep=3)
+    for step in (2000, 3000):
+        (tmp_path / f"step-{step:08d}.safetensors").write_bytes(b"damaged")
+    with pytest.warns(UserWarning, match="checkpoint skipped"):
+        assert getattr(latest_checkpoint(tmp_path), "step", None) == 1000
+    write_checkpoint(tmp_path, 1250, {"a": torch.zeros(50)}, {}, keep=2)
+    assert steps_in(tmp_path) == [1000, 1250]
+    assert sorted(p.suffix for p in tmp_path.iterdir()) == [".json", ".json", ".safetensors", ".safetensors"]
+    assert getattr(latest_checkpoint(tmp_path), "step", None) == 1250
+
+
 def test_leftovers_of_a_kill_are_cleared(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, 1, {"a": torch.ones(1)}, {}, keep=2)
     (tmp_path / "step-00000002.safetensors").write_bytes(b"no json came after it")
@@ -290,6 +309,88 @@ def test_exploding_run_stops(points: str, tmp_path: Path) -> None:
     config = tiny(points, optimizer={"lr": 1e30, "warmup_steps": 0})
     with pytest.raises(NonFiniteError, match=r"step \d+: .*there is no checkpoint yet"):
         train(config, tmp_path / "run", progress=False)
+
+
+def edit_newest(run: Path, **changes: object) -> None:
+    """Change the record of a run's newest checkpoint; None removes a key."""
+    path = max((run / "checkpoints").glob("*.json"))
+    record = {**json.loads(path.read_text()), **changes}
+    path.write_text(json.dumps({key: value for key, value in record.items() if value is not None}))
+
+
+def test_a_checkpoint_of_another_run_is_refused(points: str, tmp_path: Path) -> None:
+    """Equal shapes are not enough: configuration and data must be those of the run."""
+    train(tiny(points), tmp_path / "a", progress=False)
+    train(tiny(points, seed=5, optimizer={"lr": 1e-3}), tmp_path / "b", progress=False)
+    shutil.rmtree(tmp_path / "a" / "checkpoints")
+    shutil.copytree(tmp_path / "b" / "checkpoints", tmp_path / "a" / "checkpoints")
+    message = r"checkpoint 12 of '.*a' is of another run \(optimizer.lr, optimizer.warmup_steps, seed differ\)"
+    with pytest.raises(ModelFileError, match=message):
+        train(tiny(points), tmp_path / "a", progress=False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data": "0" * 64}, "other data"),
+        ({"data": None}, "other data"),
+        ({"config": None}, "configuration = None"),
+        ({"config": {"data": {"source": "x"}, "colour": 1}}, "unknown key 'colour'"),
+        ({"window": None}, "window = None; expected three numbers"),
+        ({"window": [1, 2]}, "expected three numbers"),
+        ({"window": [1, 2, "x"]}, "expected three numbers"),
+        ({"metrics": None}, "metrics = None"),
+        ({"metrics": {"loss": "low"}}, "expected numbers by name"),
+    ],
+)
+def test_records_that_are_not_whole_are_refused(
+    points: str, tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
+    train(tiny(points), tmp_path / "run", progress=False)
+    edit_newest(tmp_path / "run", **changes)
+    with pytest.raises(ModelFileError) as caught:
+        train(tiny(points), tmp_path / "run", progress=False)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_bookkeeping_of_a_checkpoint_may_differ(points: str, tmp_path: Path) -> None:
+    train(tiny(points), tmp_path / "run", progress=False)
+    result = train(tiny(points, steps=14, keep=1, log_every=2), tmp_path / "run", progress=False)
+    assert result.steps == 14
+    assert steps_in(tmp_path / "run" / "checkpoints") == [14]
+
+
+@pytest.mark.parametrize(
+    ("drop", "name"),
+    [
+        ("optimizer.", r"'optimizer\..*\.step'"),
+        ("optimizer.model.last.bias.exp_avg_sq", r"'optimizer\.model\.last\.bias\.exp_avg_sq'"),
+        ("optimizer.model.last.bias", r"'optimizer\.model\.last\.bias\.step'"),
+    ],
+)
+def test_a_checkpoint_without_its_optimizer_is_refused(points: str, tmp_path: Path, drop: str, name: str) -> None:
+    train(tiny(points), tmp_path / "run", progress=False)
+    path = max((tmp_path / "run" / "checkpoints").glob("*.safetensors"))
+    tensors = {key: t for key, t in read_tensors(path).items() if not key.startswith(drop)}
+    edit_newest(tmp_path / "run", sha256=write_tensors(path, tensors))
+    with pytest.raises(ModelFileError, match=f"lacks tensor {name}"):
+        train(tiny(points), tmp_path / "run", progress=False)
+
+
+def test_a_parameter_that_is_never_used_needs_no_optimizer_state(tmp_path: Path) -> None:
+    """An augmentation layer without augmentation has no gradient, hence no state; the run resumes all the same."""
+    rng = np.random.default_rng(0)
+    source = tmp_path / "images.npz"
+    np.savez(source, images=rng.integers(0, 256, (40, 1, 8, 8), dtype=np.uint8))
+    network = {"kind": "song_unet", "model_channels": 8, "channel_mult": [1], "num_blocks": 1, "augment_dim": 3}
+    for steps in (2, 4):
+        train(tiny(str(source), steps=steps, network=network, batch_size=8), tmp_path / "two", progress=False)
+    train(tiny(str(source), steps=4, network=network, batch_size=8), tmp_path / "one", progress=False)
+    assert weights(tmp_path / "one") == weights(tmp_path / "two")
+    found = read_checkpoint(max((tmp_path / "two" / "checkpoints").glob("*.json")))
+    assert "model.model.map_augment.weight" in found.tensors
+    assert "optimizer.model.map_augment.weight.step" not in found.tensors
 
 
 def test_output_folder_is_respected(points: str, tmp_path: Path) -> None:

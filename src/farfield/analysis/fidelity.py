@@ -152,16 +152,17 @@ def reference_laws(data: Tensor, *, components: int | None = None, seed: int = 0
         data: (N, *event).
         components: clusters of the mixture; by default :func:`mixture_size`. Above 64 coordinates each keeps at most 64
             eigenvalues and the mean of the rest.
-        seed: of the clustering.
+        seed: of the clustering, any integer.
     """
     dim = math.prod(data.shape[1:])
     rank = None if dim <= 1024 else 512
     gaussian = Gaussian.fit(data, rank=rank)
     count = mixture_size(len(data)) if components is None else components
+    kmeans = streams.derive(seed, "kmeans") % 2**32  # scikit-learn takes no other seeds
     return {
         "isotropic": Gaussian(gaussian.mean, Spectrum.isotropic(dim, 0.0)),
         "gaussian": gaussian,
-        "mixture": GaussianMixture.fit(data, count, rank=None if dim <= 64 else 64, seed=seed),
+        "mixture": GaussianMixture.fit(data, count, rank=None if dim <= 64 else 64, seed=kmeans),
         "empirical": Empirical(data),
     }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -38,28 +39,59 @@ def data_of(model: Denoiser, given: str | None) -> DataSet | None:
         given: what the user passed as ``--data``, or None.
 
     Returns:
-        The data set, its training part, or None where nothing is known.
+        What the model was trained on: the training part, or all where its card says so; None where nothing is known.
     """
     from farfield.data import SOURCES
 
-    if given is not None:
-        return load_for(model, given).train
-    source = card_source(model)
-    known = source is not None and (source in SOURCES or source.startswith("toy:"))
-    return load_for(model, str(source)).train if known else None
+    source = card_source(model) if given is None else given
+    if source is None or not (given is not None or source in SOURCES or source.startswith("toy:")):
+        return None
+    data = load_for(model, source)
+    # A model that was trained without a holdout saw all of its data.
+    trained = _trained_digest(model)
+    return data if trained is not None and trained == data.digest else data.train
 
 
 def load_for(model: Denoiser, source: str) -> DataSet:
-    """A data source at the model's image size."""
+    """A data source at the model's image size, split as the model's card says it was for the training.
+
+    The card's number of held-out images counts where it leaves some to train on; 0 leaves the source's own rule, and the
+    digest in the card then says that the model saw all of it.
+    """
     from farfield.data import load
 
     images = len(model.event_shape) == 3 and not source.startswith("toy:")
-    return load(source, size=model.event_shape[-1] if images else None)
+    # The shape of the model's samples is what the card's `size` made of the source, also where that is null.
+    size = (model.event_shape[-2], model.event_shape[-1]) if images else None
+    holdout = _card_data(model).get("holdout")
+    data = load(source, size=size)
+    if isinstance(holdout, int) and not isinstance(holdout, bool) and 0 < holdout < len(data):
+        return replace(data, rule=replace(data.rule, holdout=holdout))
+    return data
 
 
 def card_source(model: Denoiser) -> str | None:
     """The data source that a model's card names, or None."""
-    card: dict[str, Any] = getattr(model, "card", {})
-    training = card.get("training", card)
-    source = training.get("config", {}).get("data", {}).get("source")
+    source = _card_data(model).get("source")
     return source if isinstance(source, str) else None
+
+
+def _group(value: object, *names: str) -> dict[str, Any]:
+    """The mapping at the end of a path into nested ones; empty where a card holds something else on the way."""
+    for name in names:
+        value = value.get(name) if isinstance(value, dict) else None
+    return value if isinstance(value, dict) else {}
+
+
+def _training(model: Denoiser) -> dict[str, Any]:
+    card = _group(getattr(model, "card", None))
+    return _group(card, "training") if "training" in card else card
+
+
+def _card_data(model: Denoiser) -> dict[str, Any]:
+    """The group ``data`` of the training configuration in a model's card."""
+    return _group(_training(model), "config", "data")
+
+
+def _trained_digest(model: Denoiser) -> object:
+    return _group(_training(model), "data").get("digest")

@@ -13,12 +13,23 @@ import torch
 from torch import Tensor
 
 from farfield.denoiser import Denoiser
+from farfield.errors import ArgumentError
 
 
-def level(sigma: float | Tensor, device: torch.device) -> float | Tensor:
-    """σ as a number or as a float64 tensor () or (B, 1), ready to meet (B, r) statistics."""
+def level(sigma: float | Tensor, device: torch.device, rows: int | None = None) -> float | Tensor:
+    """σ as a number or as a float64 tensor () or (B, 1), ready to meet (B, r) statistics.
+
+    The values of a tensor are never read: that would wait for the device.
+
+    Raises:
+        ArgumentError: if a number is negative or NaN, or a tensor is neither () nor, where ``rows`` is given, (rows,).
+    """
     if not isinstance(sigma, Tensor):
+        if not sigma >= 0:
+            raise ArgumentError(f"sigma = {sigma}: a noise level is not negative; expected a number >= 0")
         return float(sigma)
+    if sigma.ndim > 1 or (rows is not None and sigma.ndim and sigma.shape[0] not in (1, rows)):
+        raise ArgumentError(f"sigma has shape {tuple(sigma.shape)}; expected () or ({'B' if rows is None else rows},)")
     wide = sigma.to(device=device, dtype=torch.float64)
     return wide.unsqueeze(1) if wide.ndim else wide
 

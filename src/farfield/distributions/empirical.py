@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from farfield.distributions.base import Distribution
+from farfield.distributions.base import Distribution, level
 from farfield.distributions.posterior import Averages, Points, Request, Tilt
 from farfield.errors import ArgumentError
 from farfield.processes import Diffusion, Process
@@ -31,8 +31,9 @@ class Empirical(Distribution):
     """The law of a finite data set, under any isotropic process.
 
     Args:
-        data: (N, *event), floating point; a tensor or an array, which may be memory-mapped. It is never copied.
-        process: Gaussian diffusion by default; ``PoissonFlow(D)`` gives the exact field of PFGM++.
+        data: (N, *event), floating point; a tensor or an array, which may be memory-mapped. It is never copied; it is
+            read once here, in blocks, for its norms, and again after a move to another device or type.
+        process: Gaussian diffusion by default; any isotropic process gives the exact field of its kernel.
         labels: (N,) integer classes, to which ``forward(x, sigma, labels=…)`` can restrict the average.
         block: how many points are visited at a time; memory is O(B (d + block)).
 
@@ -74,6 +75,8 @@ class Empirical(Distribution):
         if ids is not None:
             values, counts = torch.unique(ids, return_counts=True)
             self._classes = dict(zip(values.tolist(), counts.tolist(), strict=True))
+        # Measured now, so that data that are not finite are refused here and not at the first use.
+        self._points = Points(self.data.reshape(self.count, -1), ids, self.block)
 
     @property
     def count(self) -> int:
@@ -104,17 +107,16 @@ class Empirical(Distribution):
         vectors: int = 1,
         v: Tensor | None = None,
     ) -> Averages:
-        if tuple(x.shape[1:]) != self.event_shape:
-            raise ArgumentError(f"x has shape {tuple(x.shape)}; expected (B, {', '.join(map(str, self.event_shape))})")
+        self.check_shape(x)
         rows = x.shape[0]
-        level = self._levels(sigma, x)
+        levels = self._levels(sigma, x)
         ids = None if labels is None else torch.as_tensor(labels, device=x.device).expand(rows)
         if ids is not None:
             self._count_of(ids)
         direction = None if v is None else v.detach().flatten(1)
-        request = Request(x.detach().flatten(1), level, tilts, vectors, ids, direction)
+        request = Request(x.detach().flatten(1), levels, tilts, vectors, ids, direction)
         if not self.process.gaussian and set(tilts) - {"1"}:
-            request.reference = self.points.reference(request.x, level, self.process)
+            request.reference = self.points.reference(request.x, levels, self.process)
         if rows <= _ROWS:
             return self.points.average(request, self.process)
         index = torch.arange(rows, device=x.device)
@@ -132,9 +134,9 @@ class Empirical(Distribution):
             if not sigma > 0:
                 raise ArgumentError(f"sigma = {sigma}; expected a positive number: point masses have no density")
             return torch.full((x.shape[0],), float(sigma), dtype=torch.float64, device=x.device)
-        if sigma.ndim > 1 or (sigma.ndim and sigma.shape[0] not in (1, x.shape[0])):
-            raise ArgumentError(f"sigma has shape {tuple(sigma.shape)}; expected () or ({x.shape[0]},)")
-        return sigma.detach().to(device=x.device, dtype=torch.float64).expand(x.shape[0])
+        s = level(sigma.detach(), x.device, x.shape[0])
+        assert isinstance(s, Tensor)
+        return s.reshape(-1).expand(x.shape[0])
 
     def _count_of(self, labels: Tensor | None) -> list[int] | int:
         """The number of points in each row's class."""
@@ -223,6 +225,7 @@ class Empirical(Distribution):
 
         Candidates come from a matrix product; their distances are then taken by differences in float64.
         """
+        self.check_shape(x)
         if not 1 <= k <= self.count:
             raise ArgumentError(f"k = {k}; expected 1 to the number of points, {self.count}")
         flat, points = x.detach().flatten(1), self.points
@@ -249,6 +252,7 @@ class Empirical(Distribution):
 
     def weights(self, x: Tensor, sigma: float | Tensor, labels: Tensor | None = None) -> Tensor:
         """The posterior weights of all points, (B, N) in float64, by differences: for small sets and few states."""
+        self.check_shape(x)
         flat, points = x.detach().flatten(1).double(), self.points
         squared = torch.cat([torch.cdist(flat, part, compute_mode="donot_use_mm_for_euclid_dist").square()
                              for _, part in points.blocks(True)], 1)  # fmt: skip

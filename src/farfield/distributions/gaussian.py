@@ -6,6 +6,7 @@ Denoiser ``f = λ/(λ + σ²)``, flow map of the sampling ODE ``f = sqrt((σ'² 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
@@ -19,6 +20,17 @@ from farfield.numerics import arrays
 from farfield.numerics.spectrum import Spectrum, Tail
 
 _TINY = 1e-300
+
+
+def _is_wide(data: Tensor | Iterable[Any]) -> tuple[Tensor | Iterable[Any], bool]:
+    """The data, whole again if they can be read only once, and whether they are float64."""
+    first: Any = data
+    if not hasattr(data, "dtype"):
+        source = iter(data)
+        first = next(source, None)
+        if source is data and first is not None:
+            data = itertools.chain([first], source)
+    return data, str(getattr(first, "dtype", "")).endswith("float64")
 
 
 class Gaussian(Distribution):
@@ -56,6 +68,8 @@ class Gaussian(Distribution):
     ) -> Gaussian:
         """The Gaussian with the data's mean and covariance (divisor N), in streaming passes.
 
+        The mean is float64 where the data are, float32 otherwise; eigenvalues are always float64.
+
         Args:
             data: (N, *event), a tensor or an array (which may be memory-mapped), or an iterable of such blocks.
             rank: how many eigenvalues to keep one by one; all by default.
@@ -69,21 +83,23 @@ class Gaussian(Distribution):
         """
         from farfield.numerics import moments
 
+        data, wide = _is_wide(data)
         if basis == "dct":
             stats = moments.dct_moments(data)
             spectrum = Spectrum.dct(tuple(stats.mean.shape), stats.values, stats.channel_basis)
             spectrum = spectrum if rank is None else spectrum.truncate(min(rank, spectrum.rank), tail)
-            return cls(stats.mean.float(), spectrum)
+            return cls(stats.mean, spectrum.double()) if wide else cls(stats.mean.float(), spectrum.float())
         if basis != "pca":
             raise ArgumentError(f"basis = {basis!r}; expected 'pca' or 'dct'")
         mean, spectrum = moments.principal(data, rank, tail)
-        return cls(mean.float(), spectrum)
+        return cls(mean if wide else mean.float(), spectrum)
 
     # -- the law ------------------------------------------------------------------------------------------------------
 
-    def _gains(self, sigma: float | Tensor) -> tuple[Tensor, float | Tensor]:
+    def _gains(self, x: Tensor, sigma: float | Tensor) -> tuple[Tensor, float | Tensor]:
         """λ/(λ + σ²) in float64, for the spectrum (r,) or (B, r) and for its tail; 0 where λ = σ = 0."""
-        s = level(sigma, self.spectrum.values.device)
+        self.check_shape(x)
+        s = level(sigma, self.spectrum.values.device, x.shape[0])
         s2 = s * s
         values, tail = self.spectrum.values, self.spectrum.tail
         return values / (values + s2 + _TINY), tail / (tail + s2 + _TINY)
@@ -91,17 +107,17 @@ class Gaussian(Distribution):
     def forward(self, x: Tensor, sigma: float | Tensor, **condition: Any) -> Tensor:
         """``μ + Σ (Σ + σ²)⁻¹ (x − μ)``, the posterior mean (Wang & Vastola 2024, Eq. 12)."""
         mean = self.mean.to(x.dtype).flatten()
-        gains, tail = self._gains(sigma)
+        gains, tail = self._gains(x, sigma)
         return self.spectrum.filter(x.flatten(1) - mean, gains, tail, offset=mean).view(x.shape)
 
     def jvp(self, x: Tensor, sigma: float | Tensor, v: Tensor, **condition: Any) -> tuple[Tensor, Tensor]:
         """``D(x, σ)`` and ``Σ (Σ + σ²)⁻¹ v``."""
-        gains, tail = self._gains(sigma)
+        gains, tail = self._gains(x, sigma)
         return self(x, sigma), self.spectrum.filter(v.flatten(1), gains, tail).view(v.shape)
 
     def trace(self, x: Tensor, sigma: float | Tensor, **condition: Any) -> Tensor:
         """``Σ_k λ_k/(λ_k + σ²)``, (B,) in float64."""
-        gains, tail = self._gains(sigma)
+        gains, tail = self._gains(x, sigma)
         total = gains.sum(-1)
         if self.spectrum.tail_dim:
             rest = tail.squeeze(-1) if isinstance(tail, Tensor) and tail.ndim else tail
@@ -114,7 +130,8 @@ class Gaussian(Distribution):
         Raises:
             ArgumentError: at σ = 0 when the covariance is singular, for then there is no density.
         """
-        s = self._regular(sigma, "sigma")
+        self.check_shape(x)
+        s = self._regular(sigma, "sigma", x.shape[0])
         values, tail_dim = self.spectrum.values, self.spectrum.tail_dim
         y = x.flatten(1).double() - self.mean.double().flatten()
         c = self.spectrum.project(y)
@@ -131,15 +148,16 @@ class Gaussian(Distribution):
                 total = total + residual / rest + tail_dim * math.log(rest)
         return -0.5 * total
 
-    def _regular(self, sigma: float | Tensor, name: str) -> float | Tensor:
+    def _regular(self, sigma: float | Tensor, name: str, rows: int | None = None) -> float | Tensor:
         if not isinstance(sigma, Tensor) and not (sigma > 0 or (sigma == 0 and self.spectrum.smallest > 0)):
             reason = "the covariance is singular" if sigma == 0 else "a noise level is not negative"
             raise ArgumentError(f"{name} = {sigma}: {reason}; expected a positive number")
-        return level(sigma, self.spectrum.values.device)
+        return level(sigma, self.spectrum.values.device, rows)
 
     def colour(self, z: Tensor, sigma: float | Tensor = 0.0) -> Tensor:
         """White noise z (B, *event) to a draw of the law at level σ: ``μ + (Σ + σ²)^½ z``."""
-        s = level(sigma, self.spectrum.values.device)
+        self.check_shape(z)
+        s = level(sigma, self.spectrum.values.device, z.shape[0])
         gains, tail = (self.spectrum.values + s * s).sqrt(), (self.spectrum.tail + s * s) ** 0.5
         mean = self.mean.to(z.dtype).flatten()
         return self.spectrum.filter(z.flatten(1), gains, tail, offset=mean).view(z.shape)
@@ -160,8 +178,9 @@ class Gaussian(Distribution):
         Raises:
             ArgumentError: if ``sigma_from`` is 0 and the covariance is singular.
         """
-        a = self._regular(sigma_from, "sigma_from")
-        b = level(sigma_to, self.spectrum.values.device)
+        self.check_shape(x)
+        a = self._regular(sigma_from, "sigma_from", x.shape[0])
+        b = level(sigma_to, self.spectrum.values.device, x.shape[0])
         values, t = self.spectrum.values, self.spectrum.tail
         gains = ((values + b * b) / (values + a * a)).sqrt()
         tail = ((t + b * b) / (t + a * a)) ** 0.5 if self.spectrum.tail_dim else 1.0

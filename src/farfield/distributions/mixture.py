@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from farfield.distributions.base import Distribution
+from farfield.distributions.base import Distribution, level
 from farfield.distributions.stacking import floored, stack
 from farfield.errors import ArgumentError, DataError
 from farfield.numerics import arrays
@@ -131,12 +131,8 @@ class GaussianMixture(Distribution):
 
     def _levels(self, sigma: float | Tensor, x: Tensor) -> Tensor | float:
         """σ² as a number or (B, 1, 1) in float64."""
-        if not isinstance(sigma, Tensor):
-            return float(sigma) ** 2
-        s = sigma.to(device=x.device, dtype=torch.float64)
-        if s.ndim > 1 or (s.ndim and s.shape[0] not in (1, x.shape[0])):
-            raise ArgumentError(f"sigma has shape {tuple(s.shape)}; expected () or ({x.shape[0]},)")
-        return (s * s).reshape(-1, 1, 1)
+        s = level(sigma, x.device, x.shape[0])
+        return (s * s).reshape(-1, 1, 1) if isinstance(s, Tensor) else s * s
 
     def _parts(self, y: Tensor, s2: Tensor | float) -> Iterator[_Part]:
         half = y.square().sum(1, keepdim=True) / 2
@@ -172,8 +168,7 @@ class GaussianMixture(Distribution):
 
     def _prepare(self, x: Tensor, sigma: float | Tensor) -> tuple[Tensor, Tensor | float, list[_Part] | None, Tensor]:
         """Centred states, σ², the parts when they fit in memory together, and the logits (B, K)."""
-        if tuple(x.shape[1:]) != self.event_shape:
-            raise ArgumentError(f"x has shape {tuple(x.shape)}; expected (B, {', '.join(map(str, self.event_shape))})")
+        self.check_shape(x)
         y = x.flatten(1).double() - self.centre
         s2 = self._levels(sigma, x)
         keep: list[_Part] | None = [] if y.shape[0] * self.components * self.rank <= _CHUNK else None
@@ -209,7 +204,9 @@ class GaussianMixture(Distribution):
         columns = self.columns
         if dtype != columns.dtype:
             if self._lift is None or self._lift.dtype != dtype or self._lift.device != columns.device:
-                self._lift = columns.to(dtype)
+                # An ordinary tensor, of use outside of inference mode too.
+                with torch.inference_mode(False):
+                    self._lift = columns.to(dtype)
             columns = self._lift
         return coefficients.to(dtype) @ columns[:, i * self.rank : j * self.rank].T
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from farfield.data import toys as shapes
 from farfield.distributions.base import Distribution, level
-from farfield.distributions.bessel import bessel_ratio, bessel_ratio_over, bessel_ratio_slope, log_bessel
+from farfield.distributions.bessel import bessel_ratio_over, bessel_ratio_slope, log_bessel
 from farfield.distributions.mixture import GaussianMixture
 from farfield.errors import ArgumentError, unknown_name
 
@@ -39,9 +39,8 @@ class Sphere(Distribution):
 
     def _state(self, x: Tensor, sigma: float | Tensor) -> tuple[Tensor, float | Tensor, Tensor]:
         """x in float64, σ² as number or column, κ (B, 1)."""
-        if tuple(x.shape[1:]) != self.event_shape:
-            raise ArgumentError(f"x has shape {tuple(x.shape)}; expected (B, {self.dim})")
-        s = level(sigma, x.device)
+        self.check_shape(x)
+        s = level(sigma, x.device, x.shape[0])
         if not isinstance(s, Tensor) and not s > 0:
             raise ArgumentError(f"sigma = {sigma}; expected a positive number: a sphere has no density")
         wide = x.double()
@@ -62,9 +61,11 @@ class Sphere(Distribution):
         return (self.radius**2 / s2 * across * wide).to(x.dtype), product.to(x.dtype)
 
     def trace(self, x: Tensor, sigma: float | Tensor, **condition: Any) -> Tensor:
-        """``r² (1 − A²)/σ²``, (B,) in float64."""
+        """``r² (1 − A²)/σ² = (r²/σ²) [A' + (D − 1) A/κ]``, (B,) in float64."""
         _, s2, kappa = self._state(x, sigma)
-        return (self.radius**2 / s2 * (1 - bessel_ratio(kappa, self.dim) ** 2)).squeeze(1)
+        # The second form: 1 − A² cancels to (D − 1)/κ at small σ.
+        total = bessel_ratio_slope(kappa, self.dim) + (self.dim - 1) * bessel_ratio_over(kappa, self.dim)
+        return (self.radius**2 / s2 * total).squeeze(1)
 
     def log_prob(self, x: Tensor, sigma: float | Tensor = 0.0, **condition: Any) -> Tensor:
         """``−(D/2) log 2πσ² − (‖x‖ − r)²/2σ² + F_D(κ)``, (B,) in float64.
@@ -106,7 +107,8 @@ class Checkerboard(Distribution):
 
     def _intervals(self, x: Tensor, sigma: float | Tensor) -> tuple[Tensor, Tensor]:
         """For each of the intervals [i, i+1] and each axis: log mass and mean, (B, 8, 2)."""
-        s = level(sigma, x.device)
+        self.check_shape(x)
+        s = level(sigma, x.device, x.shape[0])
         s = s.reshape(-1, 1, 1) if isinstance(s, Tensor) else s
         if not isinstance(s, Tensor) and not s > 0:
             raise ArgumentError(f"sigma = {sigma}; expected a positive number")
@@ -125,13 +127,8 @@ class Checkerboard(Distribution):
         mass = scaled - 0.5 * a * a - 0.5 * math.log(2 * math.pi)
         return mass, place + torch.where(left, -shift, shift)
 
-    def _check(self, x: Tensor) -> None:
-        if tuple(x.shape[1:]) != self.event_shape:
-            raise ArgumentError(f"x has shape {tuple(x.shape)}; expected (B, 2)")
-
     def forward(self, x: Tensor, sigma: float | Tensor, **condition: Any) -> Tensor:
         """The mean of the truncated normals, weighted by their masses."""
-        self._check(x)
         mass, mean = self._intervals(x, sigma)
         weights = mass.sum(2).softmax(1)
         return (weights.unsqueeze(2) * mean).sum(1).to(x.dtype)
@@ -146,7 +143,7 @@ class Checkerboard(Distribution):
 
     def log_prob(self, x: Tensor, sigma: float | Tensor = 0.0, **condition: Any) -> Tensor:
         """``log (1/8) Σ mass``, (B,) in float64; at σ = 0 −log 8 inside and −∞ outside."""
-        self._check(x)
+        self.check_shape(x)
         if not isinstance(sigma, Tensor) and sigma == 0:
             corners = self._buffers["corners"]
             assert corners is not None

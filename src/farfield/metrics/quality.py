@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
-from farfield.metrics.features import pca_features
+from farfield.metrics.features import PCAFeatures, pca_features
 from farfield.metrics.finite_sample import CorrectedFrechet, corrected_frechet
 from farfield.metrics.frechet import frechet_distance
 from farfield.metrics.memorisation import Memorisation, memorisation
@@ -53,6 +54,57 @@ class SampleQuality:
         }
 
 
+@dataclass(frozen=True, eq=False)
+class QualityReference:
+    """Training and held-out data made ready to measure several sets of samples against; :meth:`of` makes one.
+
+    Attributes:
+        train, heldout: the data, (N, *event) and (M, *event) or None.
+        features: principal components of ``train``.
+        seed: of the subsets in the correction of the held-out value.
+    """
+
+    train: Tensor
+    heldout: Tensor | None
+    features: PCAFeatures
+    seed: int
+    _train_features: Tensor = field(repr=False)
+    _corrected: dict[int, CorrectedFrechet] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def of(cls, train: Tensor, heldout: Tensor | None = None, components: int = 40, seed: int = 0) -> QualityReference:
+        """Fit the features; arguments as for :func:`sample_quality`, an empty ``heldout`` counts as None."""
+        features = pca_features(train, min(components, math.prod(train.shape[1:])))
+        held = heldout if heldout is not None and len(heldout) else None
+        return cls(train, held, features, seed, features(train))
+
+    def frechet(self, samples: Tensor) -> float:
+        """Squared Fréchet distance of samples (n, *event) to the training data."""
+        return frechet_distance(self.features(samples), self._train_features)
+
+    def frechet_heldout(self, n: int) -> CorrectedFrechet | None:
+        """The same of the held-out data, corrected to ``n`` samples; None for fewer than 4. Computed once for each n."""
+        if self.heldout is None or len(self.heldout) < 4:
+            return None
+        if n not in self._corrected:
+            self._corrected[n] = corrected_frechet(
+                self.features(self.heldout), self._train_features, n, seed=self.seed
+            )  # fmt: skip
+        return self._corrected[n]
+
+    def measure(self, samples: Tensor) -> SampleQuality:
+        """All figures for one set of samples (n, *event)."""
+        return SampleQuality(
+            self.frechet(samples),
+            self.frechet_heldout(len(samples)),
+            self.features.components,
+            self.features.explained,
+            memorisation(samples, self.train, self.heldout),
+            len(samples),
+            len(self.train),
+        )
+
+
 def sample_quality(
     samples: Tensor, train: Tensor, heldout: Tensor | None = None, components: int = 40, seed: int = 0
 ) -> SampleQuality:
@@ -68,17 +120,4 @@ def sample_quality(
         components: principal components, at most d.
         seed: of the subsets in the correction.
     """
-    features = pca_features(train, min(components, train[0].numel()))
-    of_train = features(train)
-    held = None
-    if heldout is not None and len(heldout) >= 4:
-        held = corrected_frechet(features(heldout), of_train, len(samples), seed=seed)
-    return SampleQuality(
-        frechet_distance(features(samples), of_train),
-        held,
-        features.components,
-        features.explained,
-        memorisation(samples, train, heldout),
-        len(samples),
-        len(train),
-    )
+    return QualityReference.of(train, heldout, components, seed).measure(samples)

@@ -41,8 +41,8 @@ def edm_coefficients(sigma: Tensor, sigma_data: float) -> Coefficients:
 class Preconditioned(Denoiser):
     """A raw network ``F(x, c_noise, labels=None, augment=None)`` as a denoiser, with EDM's coefficients.
 
-    σ is taken in float32 and the network works in its own precision; states keep theirs, so that float64 states lose
-    nothing in ``c_skip x``, which is almost all of D at small σ.
+    σ and the coefficients are float32 and the network works in its own precision; states keep theirs. The product
+    ``c_skip x``, almost all of D at small σ, is then taken in the states' precision, with a c_skip rounded to float32.
 
     Args:
         model: the raw network.
@@ -143,5 +143,5 @@ class Preconditioned(Denoiser):
             augment=augment,
             **condition,
         )
-        # c_out in float32 as published; float64 states add it to their own c_skip x.
+        # c_skip and c_out in float32 as published; float64 states are multiplied and added to in their own precision.
         return (expand(c.skip, x) * x + expand(c.out, x) * raw).to(x.dtype)

@@ -61,7 +61,7 @@ def _union(members: tuple[Any, ...], value: object, where: str) -> object:
     classes: dict[str, Any] = {m.kind: m for m in members if dataclasses.is_dataclass(m)}  # type: ignore[union-attr]
     if classes and isinstance(value, Mapping):
         kind = value.get("kind", next(iter(classes)))
-        if kind not in classes:
+        if not isinstance(kind, str) or kind not in classes:
             raise unknown_name(f"{where}.kind", kind, classes)
         return structure(classes[kind], value, where)
     if len(members) > 1:

@@ -38,7 +38,9 @@ class Spectrum(nn.Module):
     """A symmetric positive semidefinite operator on flattened vectors (B, d), held by its eigenvalues.
 
     Use the constructors :meth:`from_covariance`, :meth:`low_rank`, :meth:`isotropic`, :meth:`diagonal` and :meth:`dct`.
-    Eigenvalues are float64 whatever ``.to(dtype)`` says; results have the type of the argument.
+    Eigenvalues are float64 whatever ``.to(dtype)`` says; results have the type of the argument. A state of another type
+    than the basis costs memory for a second basis (d, r) in the state's type, made at the first call and kept until the
+    module is moved: ``.to(dtype)`` makes that of the states the only one.
 
     Attributes:
         kind: ``"basis"``, ``"diagonal"`` or ``"dct"``.
@@ -71,6 +73,7 @@ class Spectrum(nn.Module):
         self.register_buffer("basis", basis)
         self.register_buffer("channel_basis", channel_basis)
         self._axes = 0
+        self._lift: Tensor | None = None
         if kind == "dct":
             assert event_shape is not None
             _, space = layout(event_shape)
@@ -188,6 +191,7 @@ class Spectrum(nn.Module):
         # A change of type is meant for the states; the eigenvalues stay in float64.
         before = self.values
         super()._apply(fn, recurse)
+        self._lift = None
         if self.values.dtype != torch.float64 and not self.values.is_meta:
             self.values = before.to(self.values.device)
         for i in range(self._axes):
@@ -197,11 +201,23 @@ class Spectrum(nn.Module):
                 setattr(self, f"axis_{i}", dct_matrix(matrix.shape[0]).to(matrix))
         return self
 
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._lift = None
+
     # -- the transform ------------------------------------------------------------------------------------------------
 
     def _matrix(self, dtype: torch.dtype) -> Tensor:
-        assert self.basis is not None
-        return self.basis if self.basis.dtype == dtype else self.basis.to(dtype)
+        """U in the type of the state; a copy in another type than its own is made once and kept."""
+        basis = self.basis
+        assert basis is not None
+        if basis.dtype == dtype:
+            return basis
+        if self._lift is None or self._lift.dtype != dtype or self._lift.device != basis.device:
+            # An ordinary tensor, of use outside of inference mode too.
+            with torch.inference_mode(False):
+                self._lift = basis.to(dtype)
+        return self._lift
 
     def _transform(self, y: Tensor, inverse: bool) -> Tensor:
         assert self.event_shape is not None

@@ -63,8 +63,9 @@ def _words(seed: int, purpose: str, index: Tensor, count: int, step: int) -> tup
 
 
 def _unit(high: Tensor, low: Tensor) -> Tensor:
-    """Two 32-bit words to a float64 in the open interval (0, 1)."""
-    return ((high << 21 | low >> 11).to(torch.float64) + 0.5) * 2.0**-53
+    """Two 32-bit words to a float64 in the open interval (0, 1): from 2⁻⁵⁴ to 1 − 2⁻⁵³."""
+    # The largest of the 53-bit integers plus a half rounds up to 2⁵³, which would be 1; no other value is clamped.
+    return (((high << 21 | low >> 11).to(torch.float64) + 0.5) * 2.0**-53).clamp_(max=1 - 2.0**-53)
 
 
 def _as_index(index: Tensor | Sequence[int] | range, device: torch.device | str | None) -> Tensor:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from farfield.errors import ArgumentError
+from farfield.processes.base import expand
 
 Value = TypeVar("Value", float, Tensor)
 
@@ -35,6 +36,16 @@ def _elementwise(method: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Any]
 
     wrapped.__doc__, wrapped.__name__ = method.__doc__, method.__name__
     return wrapped
+
+
+def _scale(alpha: float | Tensor, x: Tensor, name: str) -> float | Tensor:
+    """α shaped to meet ``x`` (B, *event), in its type and on its device."""
+    try:
+        scale = expand(alpha, x)
+    except ArgumentError:
+        assert isinstance(alpha, Tensor)
+        raise ArgumentError(f"{name} has shape {tuple(alpha.shape)}; expected () or ({x.shape[0]},)") from None
+    return scale.to(x) if isinstance(scale, Tensor) else scale
 
 
 class TimeMap(ABC):
@@ -81,14 +92,31 @@ class TimeMap(ABC):
         s = self.sigma(t)
         return -2 * s.log() if isinstance(s, Tensor) else -2 * math.log(s)
 
-    def to_ve(self, x: Tensor, t: float) -> tuple[Tensor, float]:
-        """The variance-exploding state and level of a native state: ``(x/α, σ)``."""
-        return x / self.alpha(t), self.sigma(t)
+    def to_ve(self, x: Tensor, t: Value) -> tuple[Tensor, Value]:
+        """The variance-exploding state and level of a native state: ``(x/α, σ)``.
 
-    def from_ve(self, x: Tensor, sigma: float) -> tuple[Tensor, float]:
-        """The native state and time of a variance-exploding state: ``(α x, t)``."""
+        Args:
+            x: (B, *event); the state keeps its type and device.
+            t: a number, () or (B,). The level is a number, or a tensor of the type and on the device of ``x``.
+
+        Raises:
+            ArgumentError: if ``t`` is neither scalar nor one value for each row of ``x``.
+        """
+        scale, sigma = _scale(self.alpha(t), x, "t"), self.sigma(t)
+        return x / scale, sigma.to(x) if isinstance(sigma, Tensor) else sigma
+
+    def from_ve(self, x: Tensor, sigma: Value) -> tuple[Tensor, Value]:
+        """The native state and time of a variance-exploding state: ``(α x, t)``.
+
+        Args:
+            x: (B, *event); the state keeps its type and device.
+            sigma: a number, () or (B,). The time is a number, or a float64 tensor on the device of ``x``.
+
+        Raises:
+            ArgumentError: if ``sigma`` is neither scalar nor one value for each row of ``x``.
+        """
         t = self.time(sigma)
-        return x * self.alpha(t), t
+        return x * _scale(self.alpha(t), x, "sigma"), t.to(x.device) if isinstance(t, Tensor) else t
 
 
 @dataclass(frozen=True)
@@ -215,6 +243,9 @@ class DDPM(TimeMap):
     ``schedule="linear"`` (Ho et al. 2020): β from ``beta_start`` to ``beta_end`` in equal steps. ``"cosine"`` (Nichol &
     Dhariwal 2021, Eq. 17): ``ᾱ(t) ∝ cos²((t/T + 0.008)/1.008 · π/2)`` with β at most 0.999. Between two indices log σ is
     linear in t, so the map has a derivative and an inverse; at an index it is exact.
+
+    Raises:
+        ArgumentError: unless ``0 < beta_start <= beta_end < 1``, ``timesteps >= 2`` and the schedule is known.
     """
 
     timesteps: int = 1000
@@ -227,6 +258,10 @@ class DDPM(TimeMap):
             raise ArgumentError(f"schedule = {self.schedule!r}; expected 'linear' or 'cosine'")
         if self.timesteps < 2:
             raise ArgumentError(f"timesteps = {self.timesteps}; expected at least 2")
+        if not 0 < self.beta_start <= self.beta_end < 1:
+            raise ArgumentError(
+                f"expected 0 < beta_start <= beta_end < 1; got beta_start = {self.beta_start}, beta_end = {self.beta_end}"
+            )
 
     @property
     def t_min(self) -> float:  # type: ignore[override]
@@ -253,9 +288,19 @@ class DDPM(TimeMap):
         log_bar = torch.log1p(-self.betas).cumsum(0)
         return (torch.log(-torch.expm1(log_bar)) - log_bar) / 2
 
+    @cached_property
+    def _tables(self) -> dict[torch.device, Tensor]:
+        return {}
+
+    def _table(self, device: torch.device) -> Tensor:
+        """log σ_i on a device, copied there once."""
+        if device not in self._tables:
+            self._tables[device] = self.log_sigmas.to(device)
+        return self._tables[device]
+
     def _segment(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         left = t.floor().clamp(0, self.timesteps - 2).long()
-        table = self.log_sigmas
+        table = self._table(t.device)
         return table[left], table[left + 1], t - left
 
     @_elementwise
@@ -274,7 +319,7 @@ class DDPM(TimeMap):
     def time(self, sigma: Tensor) -> Tensor:
         """The index, with its fraction, whose level is σ."""
         level = sigma.log()
-        table = self.log_sigmas
+        table = self._table(sigma.device)
         left = (torch.searchsorted(table, level.contiguous(), right=True) - 1).clamp(0, self.timesteps - 2)
         return left + (level - table[left]) / (table[left + 1] - table[left])
 

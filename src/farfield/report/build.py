@@ -7,7 +7,6 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -61,6 +60,7 @@ def build_report(
     out: str | Path,
     *,
     name: str,
+    source: str | None = None,
     samples: int | None = None,
     seed: int = 0,
     quick: bool = False,
@@ -72,7 +72,8 @@ def build_report(
         model: any denoiser; used in eval mode as it is.
         data: the data it should be compared with; its own split says what is training and what is held out.
         out: the folder; new, empty, or that of a former report.
-        name: what the model is called.
+        name: what the model is called on the page.
+        source: how the reader loads it, as ``farfield sample`` takes it (a bundled name or a path); ``name`` by default.
         samples: drawn for the quality numbers, for each seed; 1,500 (``quick``: 300) by default, at most the training set.
         seed: of everything random; the same seed gives the same numbers.
         quick: smaller sizes and fewer solvers, for a first look.
@@ -97,7 +98,7 @@ def build_report(
     sizes = QUICK if quick else Sizes()
     if samples is not None:
         sizes = replace(sizes, samples=samples, compared=min(sizes.compared, samples))
-    context = ReportContext(model, data, name, seed, quick, sizes)
+    context = ReportContext(model, data, name, seed, quick, sizes, source=source, out=folder)
     made, failed, seconds = _run_sections(context, progress)
 
     headline = made["summary"].headline if "summary" in made else ""
@@ -148,15 +149,3 @@ def _run_sections(
         state = "failed" if entry.name in failed else "done"
         console.print(f"  {entry.title:<45} {state:<7}{seconds[entry.name]:6.1f} s", markup=False)
     return made, failed, seconds
-
-
-def summarise(result: ReportResult) -> dict[str, Any]:
-    """What a program that called the command may want to read, JSON-safe."""
-    return {
-        "page": str(result.page),
-        "data": str(result.data),
-        "sampler": str(result.sampler_file),
-        "nfe": result.sampler.nfe,
-        "failed": dict(result.failed),
-        "seconds": {k: round(v, 3) for k, v in result.seconds.items()},
-    }

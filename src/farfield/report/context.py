@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
@@ -18,6 +19,7 @@ from farfield.denoiser import Denoiser
 from farfield.distributions import Gaussian
 from farfield.errors import FarfieldError
 from farfield.sampling import Sampler
+from farfield.training.labels import labels_like
 
 T = TypeVar("T")
 
@@ -69,6 +71,8 @@ class ReportContext:
         seed: of everything random.
         quick: whether sizes are cut down.
         sizes: how much work each section does.
+        source: how the reader loads the model; ``name`` where it is None.
+        out: the folder of the report, as given; None where there is none.
     """
 
     model: Denoiser
@@ -77,6 +81,8 @@ class ReportContext:
     seed: int = 0
     quick: bool = False
     sizes: Sizes = field(default_factory=Sizes)
+    source: str | None = None
+    out: Path | None = None
     _kept: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def once(self, name: str, make: Callable[[], T]) -> T:
@@ -97,14 +103,76 @@ class ReportContext:
         return None if isinstance(found, Exception) else found
 
     @property
+    def card(self) -> dict[str, Any]:
+        """The model's card, empty for models that have none (exact laws)."""
+        found = getattr(self.model, "card", None)
+        return dict(found) if isinstance(found, Mapping) else {}
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """What the card says about the training, or nothing."""
+        found = self.card.get("training")
+        return dict(found) if isinstance(found, Mapping) else {}
+
+    @property
+    def trained_digest(self) -> str | None:
+        """The digest of the data that the model was trained on, or None where the card does not say."""
+        data = self.training.get("data")
+        digest = data.get("digest") if isinstance(data, Mapping) else None
+        return digest if isinstance(digest, str) else None
+
+    @property
+    def trained_on_all(self) -> bool:
+        """Whether the card says that the model saw all of the data given here: there are then no held-out data."""
+        return self.trained_digest == self.data.digest
+
+    @property
+    def train_set(self) -> DataSet:
+        """The part of the data that the model was trained on: all of it if the card says so, else by the data's own split."""
+        return self.data if self.trained_on_all else self.data.train
+
+    @property
+    def conditional(self) -> bool:
+        """Whether the model takes classes."""
+        return int(getattr(self.model, "label_dim", 0)) > 0
+
+    @property
+    def labels(self) -> Tensor | None:
+        """The classes of the training samples, if the model takes classes and the data have some that it knows."""
+        labels = self.train_set.labels
+        if not self.conditional or labels is None or int(labels.max()) >= int(getattr(self.model, "label_dim", 0)):
+            return None
+        return labels.to(self.device)
+
+    @property
+    def class_remark(self) -> str | None:
+        """For sections that measure a conditional model without a class: what that means; None for any other model."""
+        if not self.conditional:
+            return None
+        here = "The model takes classes; what this section measures is its answer without one"
+        config = self.training.get("config")
+        labels = config.get("labels") if isinstance(config, Mapping) else None
+        dropout = labels.get("dropout") if isinstance(labels, Mapping) else None
+        if dropout == 0:
+            return (
+                f"{here}, and it was never trained to give one (labels.dropout was 0): "
+                "these numbers say little about samples with a class."
+            )
+        return f"{here}, which it learnt where classes were hidden in training: the law of all classes together."
+
+    @property
     def train(self) -> Tensor:
         """The training samples (N, *event), on the model's device."""
-        return self.once("train", lambda: self.data.train.images.to(self.device))
+        return self.once("train", lambda: self.train_set.images.to(self.device))
 
     @property
     def heldout(self) -> Tensor:
-        """The held-out samples, on the model's device."""
-        return self.once("heldout", lambda: self.data.validation.images.to(self.device))
+        """The held-out samples, on the model's device; none where the model was trained on all of the data."""
+
+        def take() -> Tensor:
+            return (self.data.images[:0] if self.trained_on_all else self.data.validation.images).to(self.device)
+
+        return self.once("heldout", take)
 
     @property
     def device(self) -> torch.device:
@@ -202,8 +270,10 @@ class ReportContext:
         return self.once("sampler", choose)
 
     def draw(self, sampler: Sampler, n: int, seed: int) -> Tensor:
-        """``n`` samples of a seed, (n, *event)."""
-        return sampler(self.model, n, seed, batch_size=BATCH).x
+        """``n`` samples of a seed, (n, *event); of a conditional model with the classes of the data, in their proportion."""
+        labels = self.labels
+        condition: dict[str, Any] = {} if labels is None else {"labels": labels_like(labels, n, seed)}
+        return sampler(self.model, n, seed, batch_size=BATCH, **condition).x
 
     @property
     def samples(self) -> Tensor:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from farfield.errors import ArgumentError
+from farfield.networks.files import write_atomic
 
 FORMAT = "farfield report 1"
 PAGE, DATA, SAMPLER = "index.html", "report.json", "sampler.json"
@@ -45,7 +46,10 @@ def _former_report(path: Path) -> bool:
 
 
 def plain(value: Any) -> Any:
-    """A value as strict JSON knows it: tuples to lists, NaN and infinity to null, anything else to its text."""
+    """A value as strict JSON knows it: tuples to lists, NaN and infinity to null, anything else to its text.
+
+    Unlike ``networks.structure.plain`` it need not be read back, and never fails.
+    """
     if value is None or isinstance(value, bool | int | str):
         return value
     if isinstance(value, float):
@@ -61,7 +65,8 @@ def write_files(out: Path, files: Mapping[str, str]) -> None:
     """Write texts into a folder so that no reader ever finds half a file.
 
     They are written to a temporary sibling first. A folder that does not exist yet appears complete, by one rename; into
-    an existing one each file is moved by ``os.replace``.
+    an existing one each file is moved by ``os.replace``, report.json first: it alone marks the folder as a report, so
+    that one left by a kill between two moves can be written again.
 
     Raises:
         ArgumentError: if the folder cannot be written, or has come to hold something else meanwhile.
@@ -75,15 +80,12 @@ def write_files(out: Path, files: Mapping[str, str]) -> None:
         raise ArgumentError(f"out = {str(out)!r} cannot be written: {error.strerror or error}") from error
     try:
         for name, text in files.items():
-            with open(stage / name, "w", encoding="utf-8") as handle:
-                handle.write(text)
-                handle.flush()
-                os.fsync(handle.fileno())
+            write_atomic(stage / name, lambda path, text=text: path.write_text(text, encoding="utf-8"))  # type: ignore[misc]
         if not out.exists():
             stage.chmod(0o755)
             os.replace(stage, out)
         else:
-            for name in files:
+            for name in sorted(files, key=lambda name: name != DATA):
                 os.replace(stage / name, out / name)
     except OSError as error:
         raise ArgumentError(f"out = {str(out)!r} cannot be written: {error.strerror or error}") from error

@@ -2,7 +2,8 @@
 
 A checkpoint is ``step-00001000.safetensors`` (weights, their average, every tensor of the optimiser) and, written
 after it, ``step-00001000.json`` with the step, the digest of the tensors and the run's record. One without its JSON
-never counts. The newest ``keep`` stay; a damaged newest one gives way, with a warning, to the one before.
+never counts. The newest ``keep`` stay; a damaged newest one gives way, with a warning, to the one before, and goes when the
+run that went on from there writes its next.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from farfield.networks.files import (
 from farfield.version import __version__
 
 FORMAT, SCHEMA = "farfield-checkpoint", 1
+#: What Adam keeps for a parameter.
+_ADAM = ("step", "exp_avg", "exp_avg_sq")
 _NAME = re.compile(r"step-(\d{8,})\.(json|safetensors)")
 
 
@@ -45,7 +48,10 @@ class Checkpoint:
 def write_checkpoint(
     folder: Path, step: int, tensors: Mapping[str, Tensor], record: Mapping[str, Any], keep: int
 ) -> Path:
-    """Write a checkpoint and delete all but the newest ``keep``; returns the path of its JSON.
+    """Write a checkpoint and leave it and the ``keep − 1`` before it; returns the path of its JSON.
+
+    Any with a higher step go: a run that is at ``step`` has passed over them as damaged, and they must not count among
+    those kept.
 
     Args:
         folder: where checkpoints are; made if need be.
@@ -59,7 +65,8 @@ def write_checkpoint(
     digest = write_tensors(folder / f"{stem}.safetensors", tensors)
     card = {"format": FORMAT, "schema": SCHEMA, "farfield": __version__, "step": step, "sha256": digest, **record}
     write_json(folder / f"{stem}.json", card)
-    for old in steps_in(folder)[:-keep]:
+    steps = steps_in(folder)
+    for old in set(steps) - set([s for s in steps if s <= step][-keep:]):
         # The JSON first: between the two deletions there is then no JSON that vouches for missing tensors.
         for suffix in ("json", "safetensors"):
             (folder / f"step-{old:08d}.{suffix}").unlink(missing_ok=True)
@@ -140,22 +147,37 @@ def unpack(
 ) -> None:
     """Put packed state back, in place.
 
+    Args:
+        tensors: what :func:`pack` made.
+        model: with the weights it starts a run with. A parameter that still has them has never been stepped; any other
+            must have its optimiser state.
+        average, optimizer: of the model.
+
     Raises:
-        ModelFileError: if names or shapes are not those of the model.
+        ModelFileError: if names or shapes are not those of the model, or optimiser state is missing.
     """
     targets = {f"model.{name}": t for name, t in model.state_dict().items()}
     targets |= {f"ema.{name}": t for name, t in average.state_dict().items()}
     rest = tensors.keys() - targets.keys()
     _same(targets, tensors)
-    for name, target in targets.items():
-        target.copy_(tensors[name])
     parameters = dict(model.named_parameters())
     for key in sorted(rest):
         name, _, quantity = key.removeprefix("optimizer.").rpartition(".")
         value = tensors[key]
-        fits = name in parameters and (value.ndim == 0 or value.shape == parameters[name].shape)
+        fits = name in parameters and quantity in _ADAM
+        fits = fits and value.shape == (() if quantity == "step" else parameters[name].shape)
         if not key.startswith("optimizer.") or not fits:
             raise ModelFileError(f"checkpoint tensor {key!r} {tuple(value.shape)} belongs to no parameter of the model")
+    for name, parameter in parameters.items():
+        lacking = [q for q in _ADAM if f"optimizer.{name}.{q}" not in tensors]
+        untouched = len(lacking) == len(_ADAM) and torch.equal(tensors[f"model.{name}"], parameter.detach().cpu())
+        if lacking and not untouched:
+            raise ModelFileError(f"the checkpoint lacks tensor 'optimizer.{name}.{lacking[0]}'")
+    for name, target in targets.items():
+        target.copy_(tensors[name])
+    for key in sorted(rest):
+        name, _, quantity = key.removeprefix("optimizer.").rpartition(".")
+        value = tensors[key]
         # Adam's kernels want the step count where the parameter is, in float32.
         optimizer.state[parameters[name]][quantity] = value.to(parameters[name].device, copy=True)
 

@@ -19,15 +19,16 @@ from typing import Any
 import torch
 
 from farfield.data import DataSet, batch_indices, load
-from farfield.errors import ArgumentError, NonFiniteError
+from farfield.errors import ArgumentError, ModelFileError, NonFiniteError
 from farfield.metrics import sample_quality
 from farfield.networks import Preconditioned
 from farfield.networks.files import read_json, remove_partial, write_json
 from farfield.networks.model_file import ModelSpec, build_model, save_model
 from farfield.numerics import streams
 from farfield.sampling import Sampler, karras
-from farfield.training.checkpoint import latest_checkpoint, pack, steps_in, unpack, write_checkpoint
+from farfield.training.checkpoint import Checkpoint, latest_checkpoint, pack, steps_in, unpack, write_checkpoint
 from farfield.training.config import TrainConfig, differences, from_dict, to_dict
+from farfield.training.labels import labels_like
 from farfield.training.reporter import Reporter, trim_log
 from farfield.training.step import AUGMENT_DIM, TrainStep
 from farfield.version import __version__
@@ -145,6 +146,10 @@ def _claim(folder: Path, config: TrainConfig, data: DataSet, resume: bool) -> No
         write_json(run, {**record, "config": to_dict(config)})
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -171,7 +176,7 @@ def train(config: TrainConfig, out: str | Path, resume: bool = True, progress: b
     Raises:
         ArgumentError: wrong configuration or folder.
         NonFiniteError: loss or gradient became NaN or infinite; the last checkpoint is still good.
-        ModelFileError: no checkpoint of the run can be read.
+        ModelFileError: no checkpoint of the run can be read, or the newest is of another run.
     """
     folder = Path(out)
     data, held = _load_data(config)
@@ -216,11 +221,29 @@ class _Run:
         found = latest_checkpoint(self.folder / CHECKPOINTS)
         done = 0
         if found is not None:
+            self.check(found)
             unpack(found.tensors, self.step.denoiser, self.step.ema.model, self.step.optimizer)
-            done, self.sums = found.step, list(found.record["window"])
+            done, self.sums = found.step, [float(v) for v in found.record["window"]]
             self.metrics = dict(found.record["metrics"])
         trim_log(self.folder / LOG, done)
         return done
+
+    def check(self, found: Checkpoint) -> None:
+        """Raise ``ModelFileError`` unless a checkpoint is of this run: same configuration, same data, a whole record."""
+        where, record = f"checkpoint {found.step} of {str(self.folder)!r}", found.record
+        try:
+            changed = differences(self.config, from_dict(record.get("config")))
+        except ArgumentError as error:
+            raise ModelFileError(f"{where}: {error}") from error
+        if changed:
+            raise ModelFileError(f"{where} is of another run ({', '.join(sorted(changed))} differ); remove it")
+        if record.get("data") != self.data.digest:
+            raise ModelFileError(f"{where} is of a run on other data (digest differs); remove it")
+        window, metrics = record.get("window"), record.get("metrics")
+        if not (isinstance(window, list) and len(window) == 3 and all(map(_is_number, window))):
+            raise ModelFileError(f"{where} has window = {window!r}; expected three numbers")
+        if not (isinstance(metrics, dict) and all(map(_is_number, metrics.values()))):
+            raise ModelFileError(f"{where} has metrics = {metrics!r}; expected numbers by name")
 
     def validate(self, done: int) -> None:
         """Measure the averaged model on the held-out images, if there are any; never let a broken one be saved."""
@@ -258,9 +281,7 @@ class _Run:
             return {}
         labels: dict[str, Any] = {}
         if self.labels is not None:
-            # Samples of a conditional model have the classes of the data, in their proportion.
-            order = streams.permutation(e.seed, len(self.labels), purpose="evaluate")
-            labels = {"labels": self.labels[order.repeat(-(-e.samples // len(order)))[: e.samples].to(self.device)]}
+            labels = {"labels": labels_like(self.labels, e.samples, e.seed)}
         model = self.step.ema.model
         assert isinstance(model, Preconditioned)
         sampler = Sampler("heun", karras(e.steps, model.sigma_min, model.sigma_max))

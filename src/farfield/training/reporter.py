@@ -72,7 +72,7 @@ class Reporter:
             self.bar.update(self.task, completed=step)
 
     def record(self, record: dict[str, Any]) -> None:
-        """Write one record, complete on the disk before the next step starts."""
+        """Write one record and hand it to the system: a kill of the process keeps it, a power cut may not."""
         self.file.write(json.dumps(record) + "\n")
         self.file.flush()
         shown = "  ".join(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from html import escape
 from typing import Any
 
@@ -15,24 +15,10 @@ from farfield.report.output import plain
 from farfield.report.registry import Section, section
 
 
-def card_of(context: ReportContext) -> dict[str, Any]:
-    """The model's card, empty for models that have none (exact laws)."""
-    found = getattr(context.model, "card", None)
-    return dict(found) if isinstance(found, Mapping) else {}
-
-
-def data_match(card: Mapping[str, Any], digests: Collection[str]) -> bool | None:
-    """Whether the model was trained on data with one of these digests; None where the card does not say."""
-    training = card.get("training")
-    trained_on = training.get("data") if isinstance(training, Mapping) else None
-    known = trained_on.get("digest") if isinstance(trained_on, Mapping) else None
-    return None if not isinstance(known, str) else known in digests
-
-
 @section("card", "The model and its training", order=20)
 def card(context: ReportContext) -> Section:
     """Configuration, steps, metrics and data of the training run; whether the data given here are the same."""
-    record = card_of(context)
+    record = context.card
     data = describe(context.data)
     pairs: list[tuple[str, Any]] = [
         ("model", context.name),
@@ -43,21 +29,28 @@ def card(context: ReportContext) -> Section:
     parameters = sum(p.numel() for p in context.model.parameters())
     if parameters:
         pairs.append(("parameters", parameters))
-    training = record.get("training")
-    training = dict(training) if isinstance(training, Mapping) else {}
+    training = context.training
     for key, label in (("steps", "training steps"), ("images", "images seen"), ("seed", "training seed")):
         if isinstance(training.get(key), int):
             pairs.append((label, training[key]))
     metrics = training.get("metrics")
     if isinstance(metrics, Mapping):
         pairs += [(key.replace("_", " "), v) for key, v in metrics.items() if isinstance(v, int | float | str)]
-    match = data_match(record, (context.data.train.digest, context.data.digest))
+    known = context.trained_digest
+    match = None if known is None else known == context.train_set.digest
     out = [blocks.facts(pairs)]
     if match is False:
         out.append(
             blocks.warning(
                 "The model's card names other data than those given here (their digests differ), so 'training' and",
                 "'held out' below are parts of the given data and not what the model saw.",
+            )
+        )
+    elif context.trained_on_all:
+        out.append(
+            blocks.text(
+                "The model was trained on all of the data given here (same digest), so none are held out, and below there is",
+                "nothing that it has not seen to compare its samples with.",
             )
         )
     elif match:
@@ -87,4 +80,13 @@ def card(context: ReportContext) -> Section:
     if settings:
         listing = yaml.safe_dump(plain(settings), sort_keys=False, allow_unicode=True)
         out.append(blocks.details("Full configuration", f"<pre>{escape(listing)}</pre>"))
-    return Section(out, {"card": record, "data": data, "data_match": match, "parameters": parameters})
+    return Section(
+        out,
+        {
+            "card": record,
+            "data": data,
+            "data_match": match,
+            "trained_on_all": context.trained_on_all,
+            "parameters": parameters,
+        },
+    )

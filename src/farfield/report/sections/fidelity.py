@@ -43,6 +43,8 @@ def fidelity(context: ReportContext) -> Section:
     found = context.fidelity
     until, low = found.gaussian_until, found.sigmas[-1]
     out = []
+    if context.class_remark is not None:
+        out.append(blocks.note(context.class_remark))
     if until is None:
         out.append(
             blocks.text(

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import math
+from statistics import fmean, stdev
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from farfield.analysis.entrants import baseline
-from farfield.metrics import corrected_frechet, frechet_distance, memorisation, pca_features, sliced_wasserstein
+from farfield.metrics import sliced_wasserstein
 from farfield.metrics.memorisation import COPY_RATIO
+from farfield.metrics.quality import QualityReference
 from farfield.report import blocks
 from farfield.report.context import ReportContext
 from farfield.report.images import grid_png, is_image
@@ -24,21 +25,20 @@ def quality(context: ReportContext) -> Section:
     """Fréchet and sliced Wasserstein distance, nearest-neighbour ratio, and recommended against usual sampler."""
     train, heldout, sampler = context.train, context.heldout, context.sampler
     n = min(context.sizes.samples, len(train))
-    features = pca_features(train, min(COMPONENTS, math.prod(context.data.event_shape)))
-    of_train, of_heldout = features(train), features(heldout)
+    reference = QualityReference.of(train, heldout, COMPONENTS, seed=context.seed)
+    features, held = reference.features, len(heldout) > 0
     affordable = context.sizes.evaluations // (n * sampler.nfe)
     seeds = [context.seed + k for k in range(max(1, min(context.sizes.repeats, affordable)))]
     draws = [context.samples[:n] if s == context.seed else context.draw(sampler, n, s) for s in seeds]
 
-    frechet = [frechet_distance(features(x), of_train) for x in draws]
-    mean, spread = _mean_std(frechet)
-    honest = corrected_frechet(of_heldout, of_train, n, seed=context.seed) if len(heldout) >= 4 else None
-    small = min(n, len(heldout))
+    measured = [reference.measure(x) for x in draws]
+    frechet, copies = [m.frechet for m in measured], [m.copying for m in measured]
+    honest, first = reference.frechet_heldout(n), copies[0]
+    small = min(n, len(heldout)) if held else n
     sliced = [sliced_wasserstein(x[:small], train, seed=context.seed).value for x in draws]
-    sliced_mean, sliced_spread = _mean_std(sliced)
-    sliced_held = sliced_wasserstein(heldout[:small], train, seed=context.seed).value
-    copies = [memorisation(x, train, heldout) for x in draws]
-    first = copies[0]
+    sliced_held = sliced_wasserstein(heldout[:small], train, seed=context.seed).value if held else None
+    mean, sliced_mean = fmean(frechet), fmean(sliced)
+    spread, sliced_spread = (stdev(v) if len(v) > 1 else 0.0 for v in (frechet, sliced))
 
     which = f"Seed {seeds[0]}"
     if len(seeds) > 1:
@@ -47,12 +47,19 @@ def quality(context: ReportContext) -> Section:
     pm = f" ± {blocks.number(spread, 2)}" if len(seeds) > 1 else ""
     sliced_pm = f" ± {blocks.number(sliced_spread, 2)}" if len(seeds) > 1 else ""
     out = [_verdict(ratio, first.closer, first.copies, first.heldout_copies)]
+    if not held:
+        out = [
+            blocks.text(
+                "The model was trained on all of the data, so there are no held-out data to compare its samples with: these",
+                "distances have no scale of their own, and only the share of copies can speak about memory.",
+            )
+        ]
     rows: list[list[Any]] = [
         [
             f"Fréchet distance to the training data, {features.components} principal components",
             blocks.number(mean) + pm,
             "–" if honest is None else blocks.number(honest.value),
-            f"{n:,} samples; held out: read off at {n:,}",
+            f"{n:,} samples; held out: read off at {n:,}" if held else f"{n:,} samples",
         ],
         [
             "sliced Wasserstein distance to the training data",
@@ -79,22 +86,30 @@ def quality(context: ReportContext) -> Section:
             "100 % would be memory",
         ],
     ]
-    out.append(
-        blocks.table(
-            ["", "the model's samples", "held-out data", "how"],
-            rows,
-            f"{which}; {len(train):,} training and {len(heldout):,} held-out samples; {sampler.nfe} evaluations each.",
-        )
-    )
+    header = ["", "the model's samples", "held-out data", "how"]
+    counts = f"{len(train):,} training and {len(heldout):,} held-out samples"
+    if not held:  # neither the column nor the row that compares with it
+        header, rows = [header[0], header[1], header[3]], [[row[0], row[1], row[3]] for row in rows[:-1]]
+        counts = f"{len(train):,} training samples"
+    out.append(blocks.table(header, rows, f"{which}; {counts}; {sampler.nfe} evaluations each."))
     out.append(
         blocks.note(
             "The Fréchet distance is the squared one, in squared units of the data, between Gaussians fitted to the",
             "projections on the principal components of the training data",
-            f"({100 * features.explained:.1f} % of its variance). It falls with the number of samples, so the held-out value,",
-            "measured on fewer, is extrapolated to the same number (Chong & Forsyth 2020): what a perfect model would score.",
+            f"({100 * features.explained:.1f} % of its variance). It falls with the number of samples"
+            + (
+                ", so the held-out value, measured on fewer, is extrapolated to the same number (Chong & Forsyth 2020): "
+                "what a perfect model would score."
+                if held
+                else "."
+            ),
         )
     )
-    comparison = _comparison(context, features, of_train)
+    if context.labels is not None:
+        out.append(blocks.note("The samples have the classes of the training data, in their proportion."))
+    elif context.conditional:
+        out.append(blocks.note("The model takes classes and the data have none that fit: the samples are without one."))
+    comparison = _comparison(context, reference)
     if comparison is not None:
         out.append(comparison[0])
     if is_image(context.data.event_shape):
@@ -119,11 +134,6 @@ def quality(context: ReportContext) -> Section:
     return Section(out, record)
 
 
-def _mean_std(values: list[float]) -> tuple[float, float]:
-    mean = math.fsum(values) / len(values)
-    return mean, math.sqrt(math.fsum((v - mean) ** 2 for v in values) / max(1, len(values) - 1))
-
-
 def _verdict(ratio: float | None, closer: float | None, copies: float, usual: float | None) -> str:
     """Two sentences on quality and on memory."""
     parts = []
@@ -141,13 +151,13 @@ def _verdict(ratio: float | None, closer: float | None, copies: float, usual: fl
     return blocks.text(*parts)
 
 
-def _comparison(context: ReportContext, features: Any, of_train: Tensor) -> tuple[str, dict[str, Any]] | None:
+def _comparison(context: ReportContext, reference: QualityReference) -> tuple[str, dict[str, Any]] | None:
     """Does the fast sampler cost quality? Fréchet distances of both samplers from the same noise."""
     usual, n = baseline(context.model), min(context.sizes.compared, len(context.samples))
-    if n <= 2 * features.components:
+    if n <= 2 * reference.features.components:
         return None
-    fast = frechet_distance(features(context.samples[:n]), of_train)
-    slow = frechet_distance(features(context.draw(usual, n, context.seed)), of_train)
+    fast = reference.frechet(context.samples[:n])
+    slow = reference.frechet(context.draw(usual, n, context.seed))
     table = blocks.table(
         ["", "evaluations", f"Fréchet distance of {n:,} samples"],
         [["recommended sampler", context.sampler.nfe, fast], ["Heun on 18 levels", usual.nfe, slow]],

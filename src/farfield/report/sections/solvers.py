@@ -46,6 +46,9 @@ def solvers(context: ReportContext) -> Section:
         ),
         blocks.note(f"Rule: {reason}. It is in sampler.json, which farfield sample --sampler reads."),
     ]
+    if context.class_remark is not None:
+        given = "" if context.labels is None else " The check on other noise is made with the classes of the data."
+        out.append(blocks.note(context.class_remark + given))
     caption = (
         f"Root-mean-square distance, over {found.n} samples and all coordinates, between each sampler's end points and the "
         f"exact solution of this model's own ODE from the same noise (seed {found.seed}); the best member of each family at "

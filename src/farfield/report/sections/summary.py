@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from html import escape
+from shlex import quote
 from typing import Any
 
 from farfield.analysis import ScoreFidelity, SolverTable
 from farfield.analysis.entrants import baseline, in_words
 from farfield.report import blocks
 from farfield.report.context import ReportContext
+from farfield.report.output import SAMPLER
 from farfield.report.registry import Section, section
 
 
@@ -67,5 +69,9 @@ def summary(context: ReportContext) -> Section:
             times = blocks.number(ratio, 2)
             headline += f" Its samples' Fréchet distance to the training data is {times} times that of held-out data."
         data["frechet_ratio"] = ratio
-    use = f"<pre>farfield sample {escape(context.name)} --n 64 --sampler sampler.json --out samples</pre>"
-    return Section([blocks.tiles(tiles), blocks.text("To sample this way:"), use], data, headline)
+    model = context.name if context.source is None else context.source
+    file = SAMPLER if context.out is None else str(context.out / SAMPLER)
+    command = f"farfield sample {quote(model)} --n 64 --sampler {quote(file)} --out samples"
+    use = f"<pre>{escape(command)}</pre>"
+    how = "To sample this way:" if not context.conditional else "To sample this way (with --label K for class K):"
+    return Section([blocks.tiles(tiles), blocks.text(how), use], data, headline)

@@ -49,4 +49,5 @@ def trajectories(context: ReportContext) -> Section:
         f"The direction of a step and the direction to the final sample enclose a cosine of at least {shape.lowest_cosine:.4f} "
         "on average."
     )
-    return Section([text, blocks.figure(picture, caption), table, angle], shape.to_dict())
+    remark = [] if context.class_remark is None else [blocks.note(context.class_remark)]
+    return Section([*remark, text, blocks.figure(picture, caption), table, angle], shape.to_dict())
