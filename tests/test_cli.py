@@ -143,7 +143,13 @@ def test_refusals(model, tmp_path, capsys):
         (["sample", str(model), "--n", "-5", "--label", "1"], 2, "--n -5"),
         (["sample", str(model), "--rho", "0.001"], 2, "rho = 0.001"),
         (["sample", str(model), "--sampler", str(tmp_path / "other.json")], 2, "Gaussian of shape"),
-        (["sample", str(model), "--steps", "0"], 2, "n = 0"),
+        (["sample", str(model), "--steps", "0"], 2, "--steps 0"),
+        (["sample", str(model), "--data", "nosuch"], 2, "would have no effect"),
+        (
+            ["sample", str(model), "--sampler", str(tmp_path / "other.json"), "--steps", "5"],
+            2,
+            "--steps cannot be given",
+        ),
         (["sample", str(model), "--sigma-max", "500"], 2, "outside the model's range"),
         (["sample", str(model), "--teleport", "100"], 2, "outside the grid"),
         (["sample", str(model), "--order", "2"], 2, "no option 'order'"),
@@ -221,3 +227,11 @@ def test_the_installed_command_runs():
         [sys.executable, "-m", "farfield.cli.main", "--version"], capture_output=True, text=True, check=True
     )
     assert done.stdout.startswith("farfield 0.")
+
+
+def test_a_report_that_cannot_be_written_is_refused_before_the_work(model, tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    assert main(["report", str(model), "--quick", "--out", str(tmp_path / "file" / "report")]) == 2
+    err = capsys.readouterr().err
+    assert "cannot be written" in err
+    assert len(err.splitlines()) == 1

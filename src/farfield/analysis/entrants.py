@@ -74,15 +74,17 @@ def default_entrants(
     rows += [Entrant("Heun", name, Sampler("heun", grid)) for name, grid in grids]
     rows += [Entrant("DPM-Solver++(2M)", name, Sampler("dpmpp_2m", grid)) for name, grid in wide]
     rows += [Entrant("exponential", f"order 2, {name}", Sampler(Whitened(2), grid)) for name, grid in wide]
-    rows += [Entrant("exponential", f"order 3, {name}", Sampler(Whitened(3), grid)) for name, grid in grids]
+    rows += [Entrant("exponential", f"order 3, {name}", Sampler(Whitened(3), grid)) for name, grid in wide]
     if gaussian is None:
         return rows
     levels = [s for s in dict.fromkeys(float(t) for t in teleports) if low < s < high]
     starts: list[tuple[float, Start]] = [(s, Teleport(gaussian, s)) for s in (levels[:1] if quick else levels)]
-    for sigma, start in starts:
-        for solver, family in (("heun", "teleport + Heun"), ("dpmpp_2m", "teleport + DPM++(2M)")):
-            rows.append(Entrant(family, f"from σ={sigma:.2g}, Karras ρ=7", Sampler(solver, k7, start)))
     follows = wide[-1]
+    for sigma, start in starts:
+        rows.append(Entrant("teleport + Heun", f"from σ={sigma:.2g}, Karras ρ=7", Sampler("heun", k7, start)))
+        for name, grid in (grids[0], follows):
+            sampler = Sampler("dpmpp_2m", grid, start)
+            rows.append(Entrant("teleport + DPM++(2M)", f"from σ={sigma:.2g}, {name}", sampler))
     for order in (3,) if quick else (2, 3):
         for name, grid in (follows,) if quick else wide:
             sampler = Sampler(Whitened(order), grid, covariance=gaussian)

@@ -125,7 +125,9 @@ class ScoreFidelity:
             marker_line(axes, self.total_scale, "√tr Σ")
         until = self.gaussian_until
         if until is not None and self.sigmas[-1] < until < self.sigmas[0]:
-            marker_line(axes, until, f"Gaussian until σ = {until:.2g}")
+            # Where the two lines are close their names must not be.
+            near = abs(math.log(until / self.total_scale)) < 0.12 * math.log(self.sigmas[0] / self.sigmas[-1])
+            marker_line(axes, until, f"Gaussian until σ = {until:.2g}", foot=0.3 if near else 0.06)
         for scale in self.scales:
             if self.sigmas[-1] < scale < self.sigmas[0]:
                 axes.plot([scale, scale], [0, 0.03], color=INK, alpha=0.6, linewidth=0.8, transform=_blended(axes))

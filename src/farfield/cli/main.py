@@ -24,6 +24,8 @@ DESCRIPTION = """Train, sample and explain physics-inspired generative models.
 Start with:  farfield report digits --out runs/report
 
 Each command explains itself:  farfield sample --help
+
+The version:  farfield --version
 """
 
 
@@ -46,10 +48,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code.
     """
     args = list(sys.argv[1:] if argv is None else argv)
-    if args == ["--version"]:
-        print(f"farfield {__version__}")
-        return 0
     try:
+        if args == ["--version"]:
+            print(f"farfield {__version__}", flush=True)
+            return 0
         commands: Any = Union[tuple(_subcommand(c) for c in COMMANDS)]  # noqa: UP007
         command = tyro.cli(
             commands,
@@ -62,8 +64,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return stop.code if isinstance(stop.code, int) else 2
     except BrokenPipeError:
         return _reader_has_gone()
+    except OSError as error:
+        print(f"farfield: {error.strerror or error} (standard output)", file=sys.stderr)
+        return 1
     try:
-        return command.run() or 0
+        code = command.run() or 0
+        sys.stdout.flush()
+        return code
     except FarfieldError as error:
         print(f"farfield: {error}", file=sys.stderr)
         return 2 if isinstance(error, ArgumentError) else 1

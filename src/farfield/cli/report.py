@@ -49,9 +49,17 @@ class Report:
         if source is None:
             raise ArgumentError(f"--data is missing, and the card of {self.model!r} names no data")
         data = load_for(model, source)
-        out = self.out if self.out is not None else Path("runs") / f"report-{Path(self.model).stem}"
-        name = Path(self.model).stem
-        result = build_report(model, data, out, name=name, seed=self.seed, quick=self.quick, progress=not self.quiet)
+        out = self.out if self.out is not None else Path("runs") / f"report-{Path(self.model).name}"
+        result = build_report(
+            model,
+            data,
+            out,
+            name=Path(self.model).name or self.model,
+            source=self.model,
+            seed=self.seed,
+            quick=self.quick,
+            progress=not self.quiet,
+        )
         if self.json:
             print(json.dumps(json.loads((out / "report.json").read_text(encoding="utf-8")), indent=1))
         else:

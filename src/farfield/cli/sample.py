@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -72,9 +72,12 @@ class Sample:
 
         if self.n < 1:
             raise ArgumentError(f"--n {self.n}; expected at least 1")
+        if self.steps < 1:
+            raise ArgumentError(f"--steps {self.steps}; expected at least 1")
+        self._refuse_ignored()
         model = load(self.model)
         sampler = self._from_file() if self.sampler is not None else self._from_options(model)
-        out = self.out if self.out is not None else Path("runs") / f"samples-{Path(self.model).stem}"
+        out = self.out if self.out is not None else Path("runs") / f"samples-{Path(self.model).name}"
         condition: dict[str, Any] = {}
         if self.label is not None:
             import torch
@@ -98,8 +101,27 @@ class Sample:
             print(f"{out / 'samples.npz'}: {self.n} samples, {sampler.nfe} evaluations each")
         return 0
 
+    def _refuse_ignored(self) -> None:
+        """An option that would have no effect is a mistake, and better said than ignored."""
+        from farfield.errors import ArgumentError
+        from farfield.sampling import SOLVERS
+
+        if self.sampler is not None:
+            options = ("solver", "steps", "grid", "sigma_min", "sigma_max", "rho", "order", "teleport", "data")
+            default = {f.name: f.default for f in fields(self)}
+            given = [f"--{o.replace('_', '-')}" for o in options if getattr(self, o) != default[o]]
+            if given:
+                raise ArgumentError(f"--sampler says all about the sampler; {', '.join(given)} cannot be given with it")
+        elif self.data is not None:
+            whitened = self.solver in SOLVERS and SOLVERS[self.solver].uses_covariance
+            if not whitened and self.teleport is None and self.grid != "spectral" and self.solver in SOLVERS:
+                raise ArgumentError(
+                    f"--data {self.data} would have no effect: "
+                    "only --solver whitened, --teleport and --grid spectral use the data's covariance"
+                )
+
     def _from_file(self) -> Sampler:
-        from farfield.errors import ArgumentError, DataError
+        from farfield.errors import ArgumentError, DataError, FarfieldError
         from farfield.sampling import Sampler
 
         assert self.sampler is not None
@@ -109,7 +131,10 @@ class Sample:
             raise ArgumentError(f"--sampler {self.sampler} cannot be read: {error.strerror}") from error
         except UnicodeDecodeError as error:
             raise DataError(f"{self.sampler} is not a sampler: it is not text") from error
-        return Sampler.from_json(text)
+        try:
+            return Sampler.from_json(text)
+        except FarfieldError as error:
+            raise type(error)(f"--sampler {self.sampler}: {error}") from error
 
     def _from_options(self, model: Denoiser) -> Sampler:
         from farfield.cli.common import data_of, note

@@ -137,6 +137,8 @@ def _run_sections(
     seconds: dict[str, float] = {}
     for entry in running_order():
         start = time.perf_counter()
+        if not console.is_terminal:  # where nothing moves, say at least what is being done
+            console.print(f"  {entry.title} …", markup=False)
         try:
             with console.status(f"{entry.title} …"):
                 made[entry.name] = entry.make(context)

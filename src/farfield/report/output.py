@@ -25,6 +25,7 @@ def check_folder(out: Path) -> None:
         ArgumentError: naming the folder and what was found in it.
     """
     if not out.exists() and not out.is_symlink():
+        _check_writable(out)
         return
     if not out.is_dir():
         raise ArgumentError(f"out = {str(out)!r} is not a folder")
@@ -35,6 +36,15 @@ def check_folder(out: Path) -> None:
     raise ArgumentError(
         f"out = {str(out)!r} holds something else ({names[0]}{more}); expected a new or empty folder, or a former report"
     )
+
+
+def _check_writable(out: Path) -> None:
+    """Raise unless a folder can be made where ``out`` would be: better now than after the work."""
+    parent = next(p for p in out.absolute().parents if p.exists())
+    try:
+        os.rmdir(tempfile.mkdtemp(prefix=f".{out.name}.", dir=parent))
+    except OSError as error:
+        raise ArgumentError(f"out = {str(out)!r} cannot be written: {error.strerror or error}") from error
 
 
 def _former_report(path: Path) -> bool:

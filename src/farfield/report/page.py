@@ -18,7 +18,7 @@ html { scroll-behavior: smooth; }
 body { margin: 0 auto; max-width: 64rem; padding: 2rem 1.5rem 4rem; background: var(--back); color: var(--ink);
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif; }
 header { border-bottom: 1px solid var(--line); padding-bottom: 1rem; }
-h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .4rem; }
+h1 { overflow-wrap: anywhere; font-size: 1.9rem; line-height: 1.2; margin: 0 0 .4rem; }
 h2 { font-size: 1.35rem; margin: 2.6rem 0 .5rem; scroll-margin-top: 1rem; }
 h3 { font-size: 1.05rem; margin: 1.6rem 0 .4rem; }
 p { margin: .5rem 0; max-width: 46rem; }

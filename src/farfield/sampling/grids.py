@@ -84,7 +84,7 @@ MAX_LEVELS = 100_000
 
 def check_count(n: int) -> None:
     """Raise ``ArgumentError`` unless a grid can have ``n`` levels."""
-    if not isinstance(n, int) or not 1 <= n <= MAX_LEVELS:
+    if not isinstance(n, int) or isinstance(n, bool) or not 1 <= n <= MAX_LEVELS:
         raise ArgumentError(f"n = {n!r}; a grid has 1 to {MAX_LEVELS:,} levels")
 
 

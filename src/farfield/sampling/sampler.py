@@ -285,7 +285,9 @@ class Sampler:
             gaussians = [Gaussian.from_dict(g) for g in spec.get("gaussians", [])]
 
             def resolve(value: Any) -> Any:
-                return gaussians[value["gaussian"]] if isinstance(value, dict) else value
+                if not isinstance(value, dict):
+                    return value
+                return dict(enumerate(gaussians))[value["gaussian"]]
 
             return cls(
                 solver=make_solver(**spec["solver"]),

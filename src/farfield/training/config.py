@@ -192,6 +192,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("batch_size", "steps", "checkpoint_every", "keep", "log_every"):
             _need(getattr(self, name) > 0, name, getattr(self, name), "a positive number")
+        _need(self.batch_size <= 2**20, "batch_size", self.batch_size, "at most 2^20")
         _need(self.steps < 2**31, "steps", self.steps, "less than 2^31")
         _need(self.threads is None or 0 < self.threads <= 1024, "threads", self.threads, "1 to 1024, or null")
 

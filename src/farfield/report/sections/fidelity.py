@@ -61,7 +61,7 @@ def fidelity(context: ReportContext) -> Section:
         out.append(
             blocks.text(
                 f"Above σ = {until:.2g} the model does no more than the Gaussian with the data's mean and covariance:",
-                "that law explains over 99 % of its score, and a sampler can skip that part at no cost.",
+                "that law explains over 99 % of its score, and a teleport or the whitened solver can use it.",
                 _memory(found),
             )
         )

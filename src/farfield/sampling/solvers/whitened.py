@@ -94,8 +94,8 @@ class Whitened(Solver):
     def __post_init__(self) -> None:
         if not isinstance(self.order, int) or self.order not in (1, 2, 3):
             raise ArgumentError(f"order = {self.order}; the whitened solver has orders 1, 2 and 3")
-        if not isinstance(self.exponent, int | float) or not abs(self.exponent) <= 4:
-            raise ArgumentError(f"exponent = {self.exponent!r}; expected a number in [-4, 4], e.g. 1/7")
+        if not isinstance(self.exponent, int | float) or not 0 <= self.exponent <= 4:
+            raise ArgumentError(f"exponent = {self.exponent!r}; expected a number in [0, 4], e.g. 1/7")
         if self.unit not in ("posterior", "data"):
             raise ArgumentError(f"unit = {self.unit!r}; expected 'posterior' or 'data'")
         if self.corrector not in ("start", "always", "never"):
