@@ -13,6 +13,7 @@ NAMES = ("import_time", "solver_overhead", "empirical", "mixture_endpoints", "re
 
 def main() -> int:
     rows: list[Row] = []
+    skipped = []
     for name in sys.argv[1:] or NAMES:
         start = time.perf_counter()
         print(f"-- {name}", flush=True)
@@ -20,8 +21,12 @@ def main() -> int:
         show(found)
         print(f"   ({time.perf_counter() - start:.0f} s)", flush=True)
         rows += found
+        if not found:
+            skipped.append(name)
     missed = [r for r in rows if not r.ok]
     print(f"{len(rows) - len(missed)} of {len(rows)} figures within their limits")
+    if skipped:
+        print(f"not measured: {', '.join(skipped)}")
     return 1 if missed else 0
 
 

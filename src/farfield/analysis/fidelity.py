@@ -126,7 +126,7 @@ class ScoreFidelity:
         until = self.gaussian_until
         if until is not None and self.sigmas[-1] < until < self.sigmas[0]:
             # Where the two lines are close their names must not be.
-            near = abs(math.log(until / self.total_scale)) < 0.12 * math.log(self.sigmas[0] / self.sigmas[-1])
+            near = abs(math.log(until / self.total_scale)) < 0.05 * math.log(self.sigmas[0] / self.sigmas[-1])
             marker_line(axes, until, f"Gaussian until σ = {until:.2g}", foot=0.3 if near else 0.06)
         for scale in self.scales:
             if self.sigmas[-1] < scale < self.sigmas[0]:
