@@ -144,6 +144,7 @@ def test_refusals(model, tmp_path, capsys):
         (["sample", str(model), "--rho", "0.001"], 2, "rho = 0.001"),
         (["sample", str(model), "--sampler", str(tmp_path / "other.json")], 2, "Gaussian of shape"),
         (["sample", str(model), "--steps", "0"], 2, "--steps 0"),
+        (["sample", str(model), "--device", "toaster"], 2, "device = 'toaster'"),
         (["sample", str(model), "--data", "nosuch"], 2, "would have no effect"),
         (
             ["sample", str(model), "--sampler", str(tmp_path / "other.json"), "--steps", "5"],

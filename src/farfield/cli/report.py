@@ -30,6 +30,8 @@ class Report:
     """Seed of samples and queries."""
     quick: bool = False
     """Fewer samples and levels: a first look."""
+    device: str = "auto"
+    """Where to compute: auto (the first GPU, or else the CPU), cpu, cuda, cuda:1."""
     quiet: bool = False
     """Show no progress."""
     json: bool = False
@@ -42,9 +44,10 @@ class Report:
         from farfield.cli.common import card_source, load_for, note
         from farfield.errors import ArgumentError
         from farfield.interop import load
+        from farfield.numerics.devices import choose_device
         from farfield.report import build_report
 
-        model = load(self.model)
+        model = load(self.model).to(choose_device(self.device))
         source = self.data if self.data is not None else card_source(model)
         if source is None:
             raise ArgumentError(f"--data is missing, and the card of {self.model!r} names no data")

@@ -58,6 +58,8 @@ class Sample:
     """Samples evaluated at once; it does not change them."""
     overwrite: bool = False
     """Replace samples of another run in the folder."""
+    device: str = "auto"
+    """Where to compute: auto (the first GPU, or else the CPU), cpu, cuda, cuda:1."""
     quiet: bool = False
     """Show no progress."""
     json: bool = False
@@ -69,13 +71,14 @@ class Sample:
         from farfield.cli.drawing import draw
         from farfield.errors import ArgumentError
         from farfield.interop import load
+        from farfield.numerics.devices import choose_device
 
         if self.n < 1:
             raise ArgumentError(f"--n {self.n}; expected at least 1")
         if self.steps < 1:
             raise ArgumentError(f"--steps {self.steps}; expected at least 1")
         self._refuse_ignored()
-        model = load(self.model)
+        model = load(self.model).to(choose_device(self.device))
         sampler = self._from_file() if self.sampler is not None else self._from_options(model)
         out = self.out if self.out is not None else Path("runs") / f"samples-{Path(self.model).name}"
         condition: dict[str, Any] = {}

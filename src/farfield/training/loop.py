@@ -25,6 +25,7 @@ from farfield.networks import Preconditioned
 from farfield.networks.files import read_json, remove_partial, write_json
 from farfield.networks.model_file import ModelSpec, build_model, save_model
 from farfield.numerics import streams
+from farfield.numerics.devices import choose_device
 from farfield.sampling import Sampler, karras
 from farfield.training.checkpoint import Checkpoint, latest_checkpoint, pack, steps_in, unpack, write_checkpoint
 from farfield.training.config import TrainConfig, differences, from_dict, to_dict
@@ -150,17 +151,6 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ArgumentError(f"device = {name!r} cannot be used here; expected auto, cpu or cuda") from error
-    return device
-
-
 def train(config: TrainConfig, out: str | Path, resume: bool = True, progress: bool = True) -> TrainResult:
     """Train a model, or go on with a run that was interrupted.
 
@@ -181,7 +171,7 @@ def train(config: TrainConfig, out: str | Path, resume: bool = True, progress: b
     folder = Path(out)
     data, held = _load_data(config)
     spec = _specify(config, data)
-    device = _device(config.device)
+    device = choose_device(config.device)
     with reproducible(config.threads):
         torch.manual_seed(streams.derive(config.seed, "weights") >> 1)
         model = build_model(spec).to(device).train()
