@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from farfield.errors import ArgumentError
 from farfield.processes import Diffusion, Process
@@ -98,7 +99,8 @@ class Denoiser(nn.Module, ABC):
         def run(state: Tensor) -> Tensor:
             return self(state, sigma, **condition)
 
-        result: tuple[Tensor, Tensor] = torch.func.jvp(run, (x,), (v,))  # type: ignore[assignment]
+        with sdpa_kernel(SDPBackend.MATH):  # the fused attention kernels have no forward derivative
+            result: tuple[Tensor, Tensor] = torch.func.jvp(run, (x,), (v,))  # type: ignore[assignment]
         return result
 
     def vjp(self, x: Tensor, sigma: float | Tensor, v: Tensor, **condition: Any) -> tuple[Tensor, Tensor]:

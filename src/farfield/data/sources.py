@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import glob
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +46,30 @@ def _open_digits(seed: int) -> Source:
     return Source("digits", len(images), read, tuple("0123456789"), DIGITS_HOLDOUT)
 
 
+#: Where the CIFAR-10 file is looked for, after ``$FARFIELD_CIFAR10``.
+CIFAR10_PLACES = (".", "data", "../shared/data")
+CIFAR10_FILES = ("cifar10_train.parquet", "cifar10.parquet")
+
+
+def _open_cifar10(seed: int) -> Source:
+    told = os.environ.get("FARFIELD_CIFAR10")
+    places = [Path(told).expanduser()] if told else [Path(p) / f for p in CIFAR10_PLACES for f in CIFAR10_FILES]
+    for path in places:
+        if path.is_file():
+            return dataclasses.replace(open_parquet([path], path.stem), name="cifar10", classes=CIFAR10_CLASSES)
+    raise DataError(
+        f"cifar10: no file at {', '.join(map(str, places))}; farfield downloads nothing: set FARFIELD_CIFAR10 to the "
+        "50,000 training images as one .parquet file (columns image, label), or give the path in place of the name"
+    )
+
+
+CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
 SOURCES: dict[str, NamedSource] = {
+    "cifar10": NamedSource(
+        "50,000 photographs in ten classes, 32x32 colour (Krizhevsky 2009); your own file, see FARFIELD_CIFAR10",
+        _open_cifar10,
+    ),
     "digits": NamedSource("1,797 scans of handwritten digits, 8x8 grey (Alpaydin & Kaynak 1998)", _open_digits),
 }
 

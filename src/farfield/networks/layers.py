@@ -1,8 +1,8 @@
 """Building blocks of the convolutional networks: resampling convolutions, attention, noise embeddings.
 
 Everything is made of operations that have forward-mode and second derivatives, so that Jacobian products, divergences
-and gradients of scores work through a network (fused attention kernels have neither, hence the two plain products
-here). Parameter names and shapes are those of the published EDM networks (Karras, Aittala, Aila, Laine 2022).
+and gradients of scores work through a network. Fused attention kernels have neither: for these, run under
+``torch.nn.attention.sdpa_kernel(SDPBackend.MATH)``, as the views of :class:`~farfield.denoiser.Denoiser` do. Parameter names and shapes are those of the published EDM networks (Karras, Aittala, Aila, Laine 2022).
 """
 
 from __future__ import annotations
@@ -92,10 +92,10 @@ def attend(qkv: Tensor, heads: int) -> Tensor:
         (B, C, H, W), channels ordered (head, c).
     """
     b, channels, height, width = qkv.shape
-    q, k, v = qkv.reshape(b, heads, channels // (3 * heads), 3, height * width).unbind(3)
-    logits = q.transpose(-1, -2) @ (k / math.sqrt(k.shape[2]))
-    weights = torch.softmax(logits.float() if logits.dtype == torch.float16 else logits, dim=-1).to(v.dtype)
-    return (v @ weights.transpose(-1, -2)).reshape(b, channels // 3, height, width)
+    # (B, heads, pixels, C/heads) for query, key and value; the fused kernels want the channels last.
+    q, k, v = qkv.reshape(b, heads, channels // (3 * heads), 3, height * width).permute(3, 0, 1, 4, 2).unbind(0)
+    out = F.scaled_dot_product_attention(q, k, v)
+    return out.transpose(-1, -2).reshape(b, channels // 3, height, width).contiguous()
 
 
 def positional_embedding(c: Tensor, size: int, endpoint: bool = True) -> Tensor:

@@ -166,6 +166,8 @@ class TrainConfig:
         seed: of weights, order, noise, dropout and augmentation.
         device: ``auto`` is the first GPU, or else the CPU.
         threads: CPU threads; None leaves torch's setting. Results are reproducible for a fixed number.
+        precision: of the network's matrix products and convolutions in training; with ``bf16`` the weights, their
+            average, the preconditioning and the loss stay float32.
         checkpoint_every: steps between checkpoints.
         keep: checkpoints kept.
         log_every: steps between lines of the log.
@@ -185,6 +187,7 @@ class TrainConfig:
     seed: int = 0
     device: str = "auto"
     threads: int | None = None
+    precision: Literal["fp32", "bf16"] = "fp32"
     checkpoint_every: int = 1000
     keep: int = 2
     log_every: int = 100

@@ -103,7 +103,10 @@ class TrainStep:
         sigma = c.objective.sigma(streams.normal(seed, ids, purpose="train sigma", device=images.device))
         noise = streams.normal(seed, ids, images.shape[1:], purpose="train noise", device=images.device)
         condition = {"augment": told} if told is not None and c.augment.inform else {}
-        loss = c.objective(self.denoiser, images, sigma, noise, self.denoiser.sigma_data, labels=labels, **condition)
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=c.precision == "bf16"):
+            loss = c.objective(
+                self.denoiser, images, sigma, noise, self.denoiser.sigma_data, labels=labels, **condition
+            )
         return loss, sigma
 
     def __call__(self, step: int, images: Tensor, labels: Tensor | None, ids: Tensor) -> StepStats:
