@@ -1,13 +1,13 @@
 """Building blocks of the convolutional networks: resampling convolutions, attention, noise embeddings.
 
 Everything is made of operations that have forward-mode and second derivatives, so that Jacobian products, divergences
-and gradients of scores work through a network. Fused attention kernels have neither: for these, run under
-``torch.nn.attention.sdpa_kernel(SDPBackend.MATH)``, as the views of :class:`~farfield.denoiser.Denoiser` do. Parameter names and shapes are those of the published EDM networks (Karras, Aittala, Aila, Laine 2022).
+and gradients of scores work through a network. Fused attention kernels have neither: such derivatives are taken under
+``torch.nn.attention.sdpa_kernel(SDPBackend.MATH)``, as ``Denoiser.jvp`` does. Parameter names and shapes are those of
+the published EDM networks (Karras, Aittala, Aila, Laine 2022).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
