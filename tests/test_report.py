@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from farfield.analysis.images import grid_png
 from farfield.cli.common import card_source, data_of, load_for
 from farfield.data import DataSet, load
 from farfield.distributions import Gaussian, GaussianMixture
@@ -20,7 +21,6 @@ from farfield.networks.model_file import ModelSpec, Preconditioning, build_model
 from farfield.numerics.spectrum import Spectrum
 from farfield.report import SECTIONS, Section, blocks, build_report, registry, section
 from farfield.report.context import BATCH, ReportContext
-from farfield.report.images import grid_png
 from farfield.report.output import check_folder, plain, write_files
 from farfield.sampling import Sampler, karras
 from farfield.training.labels import labels_like
@@ -371,7 +371,7 @@ def test_the_printed_command_is_the_one_to_type(tmp_path, monkeypatch):
 def conditional(labels_dropout: float | None) -> tuple[Preconditioned, DataSet]:
     """A small network with three classes, and data of which three in four have class 2."""
     torch.manual_seed(0)
-    spec = ModelSpec(MLPConfig(width=8, depth=1, label_dim=3), (2,), Preconditioning(1.0))
+    spec = ModelSpec(MLPConfig(width=8, depth=1, label_dim=3), (2,), Preconditioning(sigma_data=1.0))
     model = build_model(spec).eval().requires_grad_(False)
     for parameter in model.parameters():  # a fresh network answers 0 whatever the class
         torch.nn.init.normal_(parameter, std=0.3)

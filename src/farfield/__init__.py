@@ -20,6 +20,7 @@ from farfield.version import __version__
 
 if TYPE_CHECKING:
     from farfield import analysis, data, distributions, metrics, processes, report, sampling, training
+    from farfield.analysis import advise
     from farfield.data import DataSet
     from farfield.denoiser import Denoiser, FunctionDenoiser
     from farfield.distributions import Distribution, Empirical, Gaussian, GaussianMixture, toy
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
 
 # Where each public name lives; a name is imported when it is first asked for, so that `import farfield` stays light.
 _HOMES = {
+    "farfield.analysis": ("advise",),
     "farfield.data": ("DataSet",),
     "farfield.denoiser": ("Denoiser", "FunctionDenoiser"),
     "farfield.distributions": ("Distribution", "Empirical", "Gaussian", "GaussianMixture", "toy"),
@@ -115,6 +117,7 @@ __all__ = [
     "ToZero",
     "Trajectory",
     "__version__",
+    "advise",
     "analysis",
     "bundled_models",
     "data",

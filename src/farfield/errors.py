@@ -26,6 +26,10 @@ class NonFiniteError(FarfieldError):
     """A loss, state or weight became NaN or infinite."""
 
 
+class ProcessLostError(FarfieldError):
+    """Another process of a distributed run has ended, so that this one cannot go on."""
+
+
 def unknown_name(kind: str, name: object, known: Iterable[str]) -> ArgumentError:
     """The error for a name that no registry holds: lists the known ones and suggests the closest.
 

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from farfield.analysis.images import grid_png, is_image
 from farfield.errors import ArgumentError, DataError
 from farfield.networks.files import read_json, remove_partial, write_atomic, write_json
-from farfield.report.images import grid_png, is_image
 from farfield.version import __version__
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def draw(
         "format": FORMAT,
         "farfield": __version__,
         **describe,
-        "weights": _digest(model),
+        "weights": weights_digest(model),
         "sampler": {k: v for k, v in json.loads(plan).items() if k != "gaussians"},
         "sampler_digest": hashlib.sha256(plan.encode()).hexdigest(),
         "n": n,
@@ -92,7 +92,7 @@ def draw(
     return record
 
 
-def _digest(model: Denoiser) -> str:
+def weights_digest(model: Denoiser) -> str:
     """A digest of the weights that make the samples."""
     total = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):

@@ -10,7 +10,12 @@ from typing import Annotated, Any, Union
 
 import tyro
 
+from farfield.cli.advise import Advise
 from farfield.cli.data import Data
+from farfield.cli.ema import Ema
+from farfield.cli.evaluate import Evaluate
+from farfield.cli.experiment import Experiment
+from farfield.cli.features import Features
 from farfield.cli.info import Info
 from farfield.cli.models import Models
 from farfield.cli.report import Report
@@ -35,7 +40,7 @@ def _subcommand(command: type[Any]) -> Any:
     return Annotated[command, tyro.conf.subcommand(command.__name__.lower(), description=about)]
 
 
-COMMANDS = (Report, Train, Sample, Models, Data, Info)
+COMMANDS = (Report, Advise, Train, Ema, Sample, Evaluate, Features, Experiment, Models, Data, Info)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

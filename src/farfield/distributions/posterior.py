@@ -32,6 +32,8 @@ DISCARD = 1e-9
 #: Up to this many coordinates everything is done in float64: the matrix products are not what costs.
 NARROW = 32
 
+#: A set that serves one batch is averaged for a training target, where a few 1e-4 of a weight are far below the noise.
+FRESH_TOLERANCE = 4e-4
 #: Derivatives subtract averages from each other, so they are held to less.
 FINE_TOLERANCE = 2e-5
 #: The multipliers t_i of an average: 1; b = v·(y − c); h = ‖y − c‖²; and with the kernel's slope m = −2 ∂log k/∂d² and
@@ -52,7 +54,8 @@ class Averages:
 class Request:
     """What to average: states x (R, d), levels σ (R,) float64, classes (R,), direction v (R, d), slope m₀ (R,).
 
-    The first ``vectors`` of the ``tilts`` get sums of vectors; all of them get sums of scalars.
+    The first ``vectors`` of the ``tilts`` get sums of vectors; all of them get sums of scalars. ``allowed`` (R, N) says
+    which points count for which row, in place of the classes.
     """
 
     x: Tensor
@@ -62,13 +65,15 @@ class Request:
     labels: Tensor | None = None
     v: Tensor | None = None
     reference: Tensor | None = None
+    allowed: Tensor | None = None
 
     def rows(self, index: Tensor) -> Request:
         """The request for some of the rows."""
         labels = None if self.labels is None else self.labels[index]
         v = None if self.v is None else self.v[index]
         reference = None if self.reference is None else self.reference[index]
-        return Request(self.x[index], self.sigma[index], self.tilts, self.vectors, labels, v, reference)
+        allowed = None if self.allowed is None else self.allowed[index]
+        return Request(self.x[index], self.sigma[index], self.tilts, self.vectors, labels, v, reference, allowed)
 
     def multipliers(self, b: Tensor | None, h: Tensor, m: Tensor | None, m0: Tensor | None) -> list[Tensor | None]:
         """The tilts for one block (R, n), or for a list of pairs (P,)."""
@@ -88,14 +93,37 @@ def slope(process: Process, squared: Tensor, sigma: Tensor, dim: int) -> Tensor:
 
 
 class Points:
-    """A finite set of points with the numbers that every query needs: centre c, ½‖y − c‖², norms."""
+    """A finite set of points with the numbers that every query needs: centre c, ½‖y − c‖², norms.
 
-    def __init__(self, data: Tensor, labels: Tensor | None, block: int) -> None:
-        self.data, self.labels, self.block = data, labels, block
+    A ``fresh`` set serves one batch and is gone: it is measured in one pass, about a rough centre.
+    """
+
+    def __init__(self, data: Tensor, labels: Tensor | None, block: int, fresh: bool = False) -> None:
+        self.data, self.labels, self.block, self.fresh = data, labels, block, fresh
         self.count, self.dim = data.shape
-        self.centre, self.half, bounds = self._measure()
-        self.shift, self.largest, self.largest_half = bounds.tolist()
+        self.centre, self.half, bounds = self._glance() if fresh else self._measure()
+        # A fresh set on another device is only ever averaged in float64, which needs no bounds and no wait for them.
+        cpu = data.device.type == "cpu"
+        known: list[float] = bounds.tolist() if cpu or not fresh else [0.0, math.inf, math.inf]
+        self.shift, self.largest, self.largest_half = known
         self.bias = (self.shift - self.half).to(data.dtype)
+
+    def _glance(self) -> tuple[Tensor, Tensor, Tensor]:
+        """What :meth:`_measure` gives, with the mean of the first points as centre, in one pass."""
+        device = self.data.device
+        centre = self.data[:64].double().mean(0).to(self.data.dtype)
+        wide = centre.double()
+        half = torch.empty(self.count, dtype=torch.float64, device=device)
+        # On the CPU a float64 copy of 2 MB stays in the cache, which is what makes this cheap.
+        size = max(1, (1 << (18 if device.type == "cpu" else 22)) // self.dim)
+        for i in range(0, self.count, size):
+            part = self.data[i : i + size].to(torch.float64, copy=True)
+            half[i : i + size] = part.sub_(wide).square_().sum(1)
+        half /= 2
+        if device.type == "cpu" and not bool(torch.isfinite(half).all()):
+            raise DataError("the data hold values that are not finite")
+        largest = (2 * half.amax()).sqrt() + wide.norm()  # no point is longer
+        return centre, half, torch.stack((half.mean(), largest, (half - half.mean()).abs().amax()))
 
     def _measure(self) -> tuple[Tensor, Tensor, Tensor]:
         """c (d,), ½‖y − c‖² (N,), and three numbers: mean of the latter, largest ‖y‖, largest deviation."""
@@ -129,9 +157,14 @@ class Points:
         with torch.no_grad(), torch.autocast(self.data.device.type, enabled=False):
             if self.data.dtype == torch.float64 or request.x.dtype == torch.float64 or self.dim <= NARROW:
                 return self._direct(request, process, wide=True)
+            if self.fresh and self.data.device.type != "cpu":
+                # Choosing a way for each row would wait for the device, and float64 is not what costs there.
+                return self._direct(request, process, wide=True)
             norms = (request.x - self.centre).double().norm(dim=1)
             steep = self._steepness(norms, request.sigma, process)
-            tolerance = TOLERANCE if len(request.tilts) <= 1 else FINE_TOLERANCE
+            tolerance = FRESH_TOLERANCE if self.fresh else TOLERANCE
+            if len(request.tilts) > 1:
+                tolerance = FINE_TOLERANCE
             direct = (self._unit() * (norms * self.largest + self.largest_half)) * steep <= tolerance
             if bool(direct.all()):
                 return self._direct(request, process, wide=False)
@@ -147,6 +180,35 @@ class Points:
                 self._store(averages, late, self._direct(short.rows(late), process, wide=True))
             self._store(result, rows, averages)
             return result
+
+    def spread(self, request: Request, process: Process) -> tuple[Tensor, Tensor]:
+        """The weights (R, N) and ``Σ w ‖y − D‖²`` (R,), in float64: for sets whose weights may be held at once."""
+        with torch.no_grad(), torch.autocast(self.data.device.type, enabled=False):
+            x, centre = request.x.double() - self.centre.double(), self.centre.double()
+            sigma = request.sigma.unsqueeze(1)
+            constant = (x.square().sum(1) / 2 + x @ centre + self.shift).unsqueeze(1)
+            logits = torch.empty(x.shape[0], self.count, dtype=torch.float64, device=x.device)
+            for i, part in self.blocks(True):
+                j = i + part.shape[0]
+                half = constant - torch.addmm(self.shift - self.half[i:j], x, part.T)
+                logits[:, i:j] = process.log_kernel((2 * half).clamp_(min=0), sigma, self.dim)
+                visible = self._visible(request, i, j)
+                if visible is not None:
+                    logits[:, i:j].masked_fill_(~visible, -torch.inf)
+            weights = logits.softmax(1)
+            mean = torch.zeros_like(x)
+            for i, part in self.blocks(True):
+                mean.addmm_(weights[:, i : i + part.shape[0]], part)
+            within = 2 * (weights @ self.half) - (mean - centre).square().sum(1)
+            return weights, within.clamp_(min=0)
+
+    def _visible(self, request: Request, i: int, j: int) -> Tensor | None:
+        """Which of the points i … j − 1 count for which row, (R, j − i), or None for all."""
+        if request.allowed is not None:
+            return request.allowed[:, i:j]
+        if request.labels is not None and self.labels is not None:
+            return self.labels[i:j] == request.labels.unsqueeze(1)
+        return None
 
     def reference(self, x: Tensor, sigma: Tensor, process: Process) -> Tensor:
         """m₀, the kernel's slope at the distance from x (R, d) of an average point: (R,)."""
@@ -202,8 +264,9 @@ class Points:
                 logits, along = product[:rows] + bias[i:j], product[rows:]
                 if shift_v is not None:
                     along = along - shift_v
-            if request.labels is not None and self.labels is not None:
-                logits.masked_fill_(self.labels[i:j] != request.labels.unsqueeze(1), -torch.inf)
+            visible = self._visible(request, i, j)
+            if visible is not None:
+                logits.masked_fill_(~visible, -torch.inf)
             if not process.gaussian:
                 squared = (2 * (constant - logits)).clamp_(min=0)
                 logits = process.log_kernel(squared, sigma, self.dim)
@@ -245,8 +308,9 @@ class Points:
             j = i + part.shape[0]
             logits = torch.addmm(self.bias[i:j], x, part.T)
             allowed = active
-            if request.labels is not None and self.labels is not None:
-                allowed = active & (self.labels[i:j] == request.labels.unsqueeze(1))
+            visible = self._visible(request, i, j)
+            if visible is not None:
+                allowed = active & visible
                 logits.masked_fill_(~allowed, -torch.inf)
             if process.gaussian:
                 best = torch.maximum(best, logits.amax(1, keepdim=True).double())

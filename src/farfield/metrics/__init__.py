@@ -1,29 +1,67 @@
 """Distances between sets of samples, what their finite number does to them, and a test for copied training data."""
 
-from farfield.metrics.features import PCAFeatures, pca_features
+from farfield.metrics.classifier import ClassifierConfig, ImageClassifier, load_classifier
+from farfield.metrics.classifier_training import ClassifierTraining, train_classifier
+from farfield.metrics.evaluation import Evaluation, EvaluationReference, Figure, evaluate_samples
+from farfield.metrics.features import Features, PCAFeatures, pca_features
 from farfield.metrics.finite_sample import CorrectedFrechet, corrected_frechet, frechet_floor, frechet_infinity
 from farfield.metrics.frechet import FrechetReference, frechet_distance
+from farfield.metrics.kernel import KernelDistance, kernel_distance
+from farfield.metrics.label_statistics import LabelStatistics, class_histogram, label_statistics
 from farfield.metrics.memorisation import Memorisation, distinct_rows, memorisation, nearest_distances
+from farfield.metrics.neighbourhoods import Neighbourhoods, expected_coverage, neighbourhoods
+from farfield.metrics.network_features import (
+    ClassifierFeatures,
+    InceptionFeatures,
+    ModuleFeatures,
+    bundled_features,
+    default_features,
+    load_features,
+)
 from farfield.metrics.quality import SampleQuality, sample_quality
 from farfield.metrics.sliced import SlicedWasserstein, sliced_wasserstein
 from farfield.metrics.statistics import FeatureStatistics
 
 __all__ = [
+    "ClassifierConfig",
+    "ClassifierFeatures",
+    "ClassifierTraining",
     "CorrectedFrechet",
+    "Evaluation",
+    "EvaluationReference",
     "FeatureStatistics",
+    "Features",
+    "Figure",
     "FrechetReference",
+    "ImageClassifier",
+    "InceptionFeatures",
+    "KernelDistance",
+    "LabelStatistics",
     "Memorisation",
+    "ModuleFeatures",
+    "Neighbourhoods",
     "PCAFeatures",
     "SampleQuality",
     "SlicedWasserstein",
+    "bundled_features",
+    "class_histogram",
     "corrected_frechet",
+    "default_features",
     "distinct_rows",
+    "evaluate_samples",
+    "expected_coverage",
     "frechet_distance",
     "frechet_floor",
     "frechet_infinity",
+    "kernel_distance",
+    "label_statistics",
+    "load_classifier",
+    "load_features",
     "memorisation",
     "nearest_distances",
+    "neighbourhoods",
     "pca_features",
     "sample_quality",
     "sliced_wasserstein",
+    "train_classifier",
 ]

@@ -1,20 +1,49 @@
-"""Feature maps for distances between sets: the principal components of a reference set.
+"""Feature maps for distances between sets: what they have in common, and the principal components of a reference set.
 
-Published Fréchet distances use a network's features. Where none fits the data (8×8 digits, 16×16 pictures) the leading
-principal components of the training pixels serve: they are fixed by the reference set alone, need no weights, and keep
-covariances small enough for a few hundred samples.
+Published Fréchet distances use a network's features (``farfield.metrics.network_features``). Where none fits the data,
+and beside one that does, the leading principal components of the training pixels serve: they are fixed by the reference
+set alone, need no weights, and keep covariances small enough for a few hundred samples.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
-from typing import Any
+from functools import cached_property
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from farfield.errors import ArgumentError
 from farfield.metrics.statistics import FeatureStatistics
+
+
+@runtime_checkable
+class Features(Protocol):
+    """A fixed map from samples (N, *event) to features (N, dim); the features of a sample depend on it alone.
+
+    Attributes:
+        name: what the features are called in records, e.g. ``"classifier:digits"``.
+        dim: their number.
+        digest: a SHA-256 of the weights or numbers that define the map.
+    """
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+
+    @property
+    def dim(self) -> int: ...  # noqa: D102
+
+    @property
+    def digest(self) -> str: ...  # noqa: D102
+
+    def __call__(self, x: Tensor) -> Tensor: ...  # noqa: D102
+
+
+def identify(features: Features) -> dict[str, Any]:
+    """Name, dimension and digest of a feature map: what every figure made with it is recorded with."""
+    return {"name": features.name, "dim": features.dim, "digest": features.digest}
 
 
 class PCAFeatures:
@@ -35,6 +64,24 @@ class PCAFeatures:
     def components(self) -> int:
         """The number k of features."""
         return self.basis.shape[1]
+
+    @property
+    def name(self) -> str:
+        """``"pca:k"``."""
+        return f"pca:{self.components}"
+
+    @property
+    def dim(self) -> int:
+        """The number k of features."""
+        return self.components
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of mean and basis, to their last bit."""
+        total = hashlib.sha256()
+        for part in (self.mean, self.basis):
+            total.update(part.detach().cpu().contiguous().numpy().tobytes())
+        return total.hexdigest()
 
     @property
     def explained(self) -> float:

@@ -104,11 +104,14 @@ def refuse_pickle(path: Path) -> None:
     """Raise ``ModelFileError`` if a file is a pickle, by its name or its first bytes; it is never executed."""
     try:
         with path.open("rb") as file:
-            start = file.read(8)
+            start, size = file.read(9), os.fstat(file.fileno()).st_size
     except OSError as error:
         raise ModelFileError(f"{path} cannot be read: {error.strerror}") from error
-    pickled = start[:1] == b"\x80" and start[1:2] in b"\x02\x03\x04\x05"
-    if pickled or start.startswith(b"PK\x03\x04") or path.suffix in {".pt", ".pth", ".pkl", ".pickle", ".ckpt"}:
+    # A safetensors file starts with the length of its header, whose bytes may be those of a pickle, and a brace.
+    header = int.from_bytes(start[:8], "little")
+    pickled = (start[:1] == b"\x80" and start[1:2] in b"\x02\x03\x04\x05") or start.startswith(b"PK\x03\x04")
+    pickled = pickled and not (start[8:] == b"{" and header + 8 <= size)
+    if pickled or path.suffix in {".pt", ".pth", ".pkl", ".pickle", ".ckpt"}:
         raise ModelFileError(
             f"{path} is a Python pickle or torch.save archive; such files can run code and are never executed here: "
             "convert it to safetensors"

@@ -1,5 +1,7 @@
 """A model on the disk: a folder with ``model.safetensors`` (the weights) and ``card.json`` (what they are).
 
+Large weights may be split over further files, and kept as bfloat16 (:mod:`farfield.networks.weights`).
+
 The card says which network to build, its preconditioning and noise range, the shape of a sample, the digest of the
 weights and how they were trained. Reading trusts neither file: the card is checked against a schema and bounds, the
 network is first laid out without memory, and the weights must match it in name, shape, type and digest, and be
@@ -17,47 +19,36 @@ from typing import Any
 import torch
 
 from farfield.errors import ArgumentError, ModelFileError
-from farfield.networks.files import read_json, read_tensors, sha256, write_json, write_tensors
-from farfield.networks.mlp import MLPConfig
+from farfield.networks.files import read_json, write_json
+from farfield.networks.precondition_config import PRECONDITIONINGS, Preconditioning
 from farfield.networks.preconditioning import Preconditioned
 from farfield.networks.registry import NetworkConfig, build_network
 from farfield.networks.structure import plain, structure
-from farfield.networks.unet import SongUNetConfig
+from farfield.networks.weights import WEIGHTS, StoredType, check_entry, read_weights, remove_parts, write_weights
 from farfield.version import __version__
 
+__all__ = [
+    "CARD",
+    "WEIGHTS",
+    "ModelSpec",
+    "Preconditioning",
+    "build_model",
+    "load_model",
+    "read_card",
+    "save_model",
+]
+
 FORMAT, SCHEMA = "farfield-model", 1
-WEIGHTS, CARD = "model.safetensors", "card.json"
+CARD = "card.json"
 _MAX_DIM = 1 << 26
 _MAX_PARAMETERS = 1 << 33
-
-
-@dataclass(frozen=True)
-class Preconditioning:
-    """The numbers of EDM's preconditioning, see :class:`Preconditioned`.
-
-    Args:
-        sigma_data: standard deviation of the data; None takes it from the training images.
-        sigma_min, sigma_max: the noise levels for which the model is meant.
-    """
-
-    sigma_data: float | None = None
-    sigma_min: float = 0.002
-    sigma_max: float = 80.0
-
-    def __post_init__(self) -> None:
-        if self.sigma_data is not None and not self.sigma_data > 0:
-            raise ArgumentError(f"preconditioning.sigma_data = {self.sigma_data}; expected a positive number")
-        if not 0 < self.sigma_min < self.sigma_max:
-            raise ArgumentError(
-                f"preconditioning.sigma_min = {self.sigma_min}, sigma_max = {self.sigma_max}; expected 0 < min < max"
-            )
 
 
 @dataclass(frozen=True)
 class ModelSpec:
     """The part of a card from which the model is built."""
 
-    network: SongUNetConfig | MLPConfig
+    network: NetworkConfig
     event_shape: tuple[int, ...]
     preconditioning: Preconditioning = field(default_factory=Preconditioning)
 
@@ -72,15 +63,20 @@ def build_model(spec: ModelSpec) -> Preconditioned:
     Raises:
         ArgumentError: if the network cannot take the event shape, or ``sigma_data`` is not a number yet.
     """
-    p = spec.preconditioning
-    if p.sigma_data is None:
-        raise ArgumentError("preconditioning.sigma_data is missing; expected the standard deviation of the data")
-    network: NetworkConfig = spec.network
-    model = build_network(network, spec.event_shape)
-    return Preconditioned(model, spec.event_shape, p.sigma_data, p.sigma_min, p.sigma_max, network.label_dim)
+    p, channels = spec.preconditioning, spec.event_shape[0]
+    factor = PRECONDITIONINGS[p.kind].channels_factor
+    model = build_network(spec.network, spec.event_shape, factor * channels)
+    return p.build(model, spec.event_shape, spec.network.label_dim)
 
 
-def save_model(folder: Path, model: Preconditioned, spec: ModelSpec, training: Mapping[str, Any]) -> dict[str, Any]:
+def save_model(
+    folder: Path,
+    model: Preconditioned,
+    spec: ModelSpec,
+    training: Mapping[str, Any],
+    dtype: StoredType = "fp32",
+    max_bytes: int | None = None,
+) -> dict[str, Any]:
     """Write weights and card; the card last, since it vouches for the weights. Returns the card.
 
     Args:
@@ -88,17 +84,26 @@ def save_model(folder: Path, model: Preconditioned, spec: ModelSpec, training: M
         model: the denoiser whose state is kept.
         spec: what it was built from.
         training: anything JSON can hold about how it was trained (configuration, seed, data, metrics).
+        dtype: of the weights on the disk, ``fp32`` or ``bf16``; they are read back as float32.
+        max_bytes: size that no file of weights passes: more are made, ``model.safetensors``, ``model-2.safetensors``
+            and so on; None makes one.
+
+    Raises:
+        ArgumentError: an unknown ``dtype``, or a tensor that is larger than ``max_bytes``.
     """
-    digest = write_tensors(folder / WEIGHTS, model.state_dict())
+    entry = write_weights(folder, model, dtype, max_bytes)
     card = {
         "format": FORMAT,
         "schema": SCHEMA,
         "farfield": __version__,
         **plain(spec),
-        "weights": {"file": WEIGHTS, "sha256": digest, "parameters": sum(p.numel() for p in model.parameters())},
+        # without the arguments of other kinds of preconditioning
+        "preconditioning": {k: v for k, v in plain(spec.preconditioning).items() if v is not None},
+        "weights": entry,
         "training": dict(training),
     }
     write_json(folder / CARD, card)
+    remove_parts(folder, entry)
     return card
 
 
@@ -113,9 +118,7 @@ def read_card(path: Path) -> tuple[dict[str, Any], ModelSpec]:
         raise ModelFileError(f"{path} is not a farfield model card (format = {card.get('format')!r})")
     if card.get("schema") != SCHEMA:
         raise ModelFileError(f"{path} has schema {card.get('schema')!r}; this version of farfield reads {SCHEMA}")
-    weights = card.get("weights")
-    if not isinstance(weights, dict) or not isinstance(weights.get("sha256"), str):
-        raise ModelFileError(f"{path} does not name the digest of its weights (weights.sha256)")
+    check_entry(path, card.get("weights"))
     keys = ("network", "event_shape", "preconditioning")
     try:
         return card, structure(ModelSpec, {key: card[key] for key in keys if key in card})
@@ -132,26 +135,12 @@ def load_model(weights: Path, card_path: Path) -> Preconditioned:
     card, spec = read_card(card_path)
     try:
         with torch.device("meta"):  # no memory yet: a card may ask for a network that its weights do not fill
-            expected = build_model(spec).state_dict()
+            layout = build_model(spec)
     except ArgumentError as error:
         raise ModelFileError(f"{card_path}: {error}") from error
-    if sum(t.numel() for t in expected.values()) > _MAX_PARAMETERS:
+    if sum(t.numel() for t in layout.state_dict().values()) > _MAX_PARAMETERS:
         raise ModelFileError(f"{card_path} describes a network of more than {_MAX_PARAMETERS} parameters")
-    state = read_tensors(weights)
-    missing, extra = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
-    if missing or extra:
-        kind, name, count = ("lacks", missing[0], len(missing)) if missing else ("has foreign", extra[0], len(extra))
-        raise ModelFileError(f"{weights} {kind} tensor {name!r} ({count} in all), which its card does not fit")
-    for name, tensor in state.items():
-        if tensor.shape != expected[name].shape or tensor.dtype != expected[name].dtype:
-            raise ModelFileError(
-                f"{weights}: tensor {name!r} is {tensor.dtype} {tuple(tensor.shape)}; "
-                f"the card's network has {expected[name].dtype} {tuple(expected[name].shape)}"
-            )
-        if not bool(torch.isfinite(tensor).all()):
-            raise ModelFileError(f"{weights}: tensor {name!r} holds NaN or infinite values")
-    if sha256(weights) != card["weights"]["sha256"]:
-        raise ModelFileError(f"{weights} is not the file that {card_path} describes (SHA-256 differs)")
+    state = read_weights(weights, card_path, card["weights"], layout)
     with torch.random.fork_rng(devices=[]):  # loading leaves the caller's random numbers alone
         model = build_model(spec)
     model.load_state_dict(state)

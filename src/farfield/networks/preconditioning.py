@@ -11,7 +11,7 @@ so that the network's errors are amplified as little as possible.
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,8 @@ def edm_coefficients(sigma: Tensor, sigma_data: float) -> Coefficients:
 class Preconditioned(Denoiser):
     """A raw network ``F(x, c_noise, labels=None, augment=None)`` as a denoiser, with EDM's coefficients.
 
+    Subclasses have other coefficients (:mod:`farfield.networks.score_preconditioning`).
+
     σ and the coefficients are float32 and the network works in its own precision; states keep theirs. The product
     ``c_skip x``, almost all of D at small σ, is then taken in the states' precision, with a c_skip rounded to float32.
 
@@ -53,8 +55,13 @@ class Preconditioned(Denoiser):
         process: the perturbation process; Gaussian diffusion by default.
 
     Attributes:
+        kind: the name of the preconditioning.
+        channels_factor: how many times the channels of a sample the raw network returns; the first ones are used.
         card: what is known about a loaded model (see ``farfield.networks.model_file``); empty for a new one.
     """
+
+    kind: ClassVar[str] = "edm"
+    channels_factor: ClassVar[int] = 1
 
     def __init__(
         self,
@@ -80,6 +87,14 @@ class Preconditioned(Denoiser):
         # Looking for the precision at every call would cost more than the coefficients.
         self._dtype = next((p.dtype for p in self.model.parameters()), torch.float32)
         return result
+
+    def coefficients(self, sigma: Tensor) -> Coefficients:
+        """The four coefficients at noise levels σ > 0, (B,) or (), in float32."""
+        return edm_coefficients(sigma, self.sigma_data)
+
+    def round_sigma(self, sigma: float | Tensor) -> Tensor:
+        """The nearest noise levels at which the network was trained: for a continuous range, σ itself, in float32."""
+        return torch.as_tensor(sigma, dtype=torch.float32)
 
     def one_hot(self, labels: Tensor | None, x: Tensor) -> Tensor | None:
         """Labels as the network takes them: (B or 1, label_dim) rows, zeros for "no class", or None.
@@ -135,13 +150,16 @@ class Preconditioned(Denoiser):
             if isinstance(sigma, Tensor)
             else torch.full((), sigma, dtype=torch.float32, device=x.device)
         )
-        c = edm_coefficients(level, self.sigma_data)
+        c = self.coefficients(level)
         raw = self.model(
             (expand(c.inp, x) * x).to(self._dtype),
-            c.noise.reshape(-1).to(self._dtype),
+            # The embedding of c_noise is made in float32 at least: VP's reaches 999, and a half has three digits.
+            c.noise.reshape(-1).to(torch.promote_types(self._dtype, torch.float32)),
             labels=self.one_hot(labels, x),
             augment=augment,
             **condition,
         )
+        if self.channels_factor > 1:
+            raw = raw[:, : x.shape[1]]
         # c_skip and c_out in float32 as published; float64 states are multiplied and added to in their own precision.
         return (expand(c.skip, x) * x + expand(c.out, x) * raw).to(x.dtype)

@@ -53,6 +53,13 @@ def structure(cls: type[T], value: object, where: str = "") -> T:
     return cls(**arguments)
 
 
+def check_bounds(bounds: dict[str, tuple[int, int, int]]) -> None:
+    """Raise ``ArgumentError`` for the first of a network's ``{name: (value, low, high)}`` that is out of its bounds."""
+    for name, (value, low, high) in bounds.items():
+        if not low <= value <= high:
+            raise ArgumentError(f"network.{name} = {value}; expected a value from {low} to {high}")
+
+
 def _union(members: tuple[Any, ...], value: object, where: str) -> object:
     """A value for a union: None, a dataclass picked by its ``kind``, or the first simple type that fits."""
     if value is None and type(None) in members:

@@ -9,18 +9,17 @@ mean ``E[y | x; σ]``; for Gaussian data with covariance eigenvalues μᵢ the l
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from farfield.denoiser import Denoiser
 from farfield.errors import ArgumentError
-from farfield.processes.base import expand
+from farfield.objectives.base import Objective
 
 
 @dataclass(frozen=True)
-class EDMObjective:
+class EDMObjective(Objective):
     """The distribution of training noise levels, ``ln σ ~ N(p_mean, p_std²)``.
 
     Args:
@@ -43,19 +42,3 @@ class EDMObjective:
     def weight(self, sigma: Tensor, sigma_data: float) -> Tensor:
         """``λ(σ) = (σ² + σ_d²)/(σ σ_d)²``, the shape of σ."""
         return (sigma * sigma + sigma_data**2) / (sigma * sigma_data) ** 2
-
-    def __call__(
-        self, denoiser: Denoiser, images: Tensor, sigma: Tensor, noise: Tensor, sigma_data: float, **condition: Any
-    ) -> Tensor:
-        """The loss of each sample, (B,): the weighted square error, averaged over the coordinates.
-
-        Args:
-            denoiser: D(x, σ).
-            images: clean samples y (B, *event).
-            sigma: noise levels (B,).
-            noise: standard normal numbers z, the shape of ``images``.
-            sigma_data: σ_d of the weight.
-            **condition: what the denoiser takes besides.
-        """
-        error = denoiser(images + expand(sigma, images) * noise, sigma, **condition) - images
-        return self.weight(sigma, sigma_data) * (error * error).flatten(1).mean(1)

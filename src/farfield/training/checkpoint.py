@@ -131,11 +131,18 @@ def latest_checkpoint(folder: Path) -> Checkpoint | None:
     return None
 
 
-def pack(model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """All state under flat names: ``model.…``, ``ema.…`` and ``optimizer.<parameter>.<quantity>``."""
-    tensors = {f"model.{name}": t for name, t in model.state_dict().items()}
-    tensors |= {f"ema.{name}": t for name, t in average.state_dict().items()}
-    for name, parameter in model.named_parameters():
+def pack(
+    modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]
+) -> dict[str, Tensor]:
+    """All state under flat names: ``<module>.…`` and ``optimizer.<parameter>.<quantity>``.
+
+    Args:
+        modules: everything with a state but the optimiser, e.g. the model and its average.
+        optimizer: Adam.
+        parameters: what it moves, by name.
+    """
+    tensors = {f"{kind}.{name}": t for kind, module in modules.items() for name, t in module.state_dict().items()}
+    for name, parameter in parameters.items():
         for quantity, value in optimizer.state.get(parameter, {}).items():
             tensors[f"optimizer.{name}.{quantity}"] = torch.as_tensor(value)
     return tensors
@@ -143,24 +150,25 @@ def pack(model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer)
 
 @torch.no_grad()
 def unpack(
-    tensors: Mapping[str, Tensor], model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer
+    tensors: Mapping[str, Tensor],
+    modules: Mapping[str, nn.Module],
+    optimizer: torch.optim.Optimizer,
+    parameters: Mapping[str, nn.Parameter],
 ) -> None:
     """Put packed state back, in place.
 
     Args:
         tensors: what :func:`pack` made.
-        model: with the weights it starts a run with. A parameter that still has them has never been stepped; any other
-            must have its optimiser state.
-        average, optimizer: of the model.
+        modules: with the weights they start a run with. A parameter that still has them has never been stepped; any
+            other must have its optimiser state.
+        optimizer, parameters: as for :func:`pack`.
 
     Raises:
-        ModelFileError: if names or shapes are not those of the model, or optimiser state is missing.
+        ModelFileError: if names or shapes are not those of the run, or optimiser state is missing.
     """
-    targets = {f"model.{name}": t for name, t in model.state_dict().items()}
-    targets |= {f"ema.{name}": t for name, t in average.state_dict().items()}
+    targets = {f"{kind}.{name}": t for kind, module in modules.items() for name, t in module.state_dict().items()}
     rest = tensors.keys() - targets.keys()
     _same(targets, tensors)
-    parameters = dict(model.named_parameters())
     for key in sorted(rest):
         name, _, quantity = key.removeprefix("optimizer.").rpartition(".")
         value = tensors[key]
@@ -168,9 +176,10 @@ def unpack(
         fits = fits and value.shape == (() if quantity == "step" else parameters[name].shape)
         if not key.startswith("optimizer.") or not fits:
             raise ModelFileError(f"checkpoint tensor {key!r} {tuple(value.shape)} belongs to no parameter of the model")
+    stored = {parameter.data_ptr(): key for key, parameter in targets.items()}
     for name, parameter in parameters.items():
         lacking = [q for q in _ADAM if f"optimizer.{name}.{q}" not in tensors]
-        untouched = len(lacking) == len(_ADAM) and torch.equal(tensors[f"model.{name}"], parameter.detach().cpu())
+        untouched = len(lacking) == len(_ADAM) and torch.equal(tensors[stored[parameter.data_ptr()]], parameter.cpu())
         if lacking and not untouched:
             raise ModelFileError(f"the checkpoint lacks tensor 'optimizer.{name}.{lacking[0]}'")
     for name, target in targets.items():
@@ -178,8 +187,11 @@ def unpack(
     for key in sorted(rest):
         name, _, quantity = key.removeprefix("optimizer.").rpartition(".")
         value = tensors[key]
-        # Adam's kernels want the step count where the parameter is, in float32.
-        optimizer.state[parameters[name]][quantity] = value.to(parameters[name].device, copy=True)
+        # Adam's kernels want the step count where the parameter is, in float32, and the rest laid out as the parameter.
+        state = value.to(parameters[name].device, copy=True)
+        if quantity != "step" and state.ndim == 4 and parameters[name].is_contiguous(memory_format=torch.channels_last):
+            state = state.contiguous(memory_format=torch.channels_last)
+        optimizer.state[parameters[name]][quantity] = state
 
 
 def _same(targets: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from farfield.errors import ArgumentError
-from farfield.networks.mlp import MLPConfig
 from farfield.networks.model_file import Preconditioning
+from farfield.networks.registry import NetworkConfig
 from farfield.networks.structure import plain, structure
 from farfield.networks.unet import SongUNetConfig
-from farfield.objectives.edm import EDMObjective
+from farfield.objectives import EDMObjective, ObjectiveConfig, TargetConfig
+from farfield.training.augment import AugmentConfig
+from farfield.training.posthoc import PostHocConfig
 
 
 def _need(ok: bool, name: str, value: object, right: str) -> None:
@@ -60,31 +62,6 @@ class LabelsConfig:
 
 
 @dataclass(frozen=True)
-class AugmentConfig:
-    """Random changes of the training images, off by default.
-
-    Args:
-        flip: probability of a mirror image, left to right.
-        translate: largest shift in pixels along each axis; the border is repeated.
-        inform: tell the network what was done (flip, shift down, shift right), so that samples do not show it
-            (Karras et al. 2022, appendix F.2).
-    """
-
-    flip: float = 0.0
-    translate: int = 0
-    inform: bool = True
-
-    def __post_init__(self) -> None:
-        _need(0 <= self.flip <= 1, "augment.flip", self.flip, "a probability in [0, 1]")
-        _need(0 <= self.translate <= 64, "augment.translate", self.translate, "0 to 64 pixels")
-
-    @property
-    def active(self) -> bool:
-        """Whether anything is changed at all."""
-        return self.flip > 0 or self.translate > 0
-
-
-@dataclass(frozen=True)
 class OptimizerConfig:
     """Adam and its learning rate.
 
@@ -125,10 +102,12 @@ class EMAConfig:
     Args:
         half_life: images after which a weight counts half.
         ramp: the half-life is at most this fraction of the images seen, which forgets the start; None is no ramp.
+        posthoc: snapshots from which averages of other widths are made afterwards.
     """
 
     half_life: float = 500_000.0
     ramp: float | None = 0.05
+    posthoc: PostHocConfig = field(default_factory=PostHocConfig)
 
     def __post_init__(self) -> None:
         _need(self.half_life >= 0, "ema.half_life", self.half_life, "a number of at least 0")
@@ -143,16 +122,45 @@ class EvaluateConfig:
         samples: how many to draw; 0 measures nothing. They are compared with the training and the held-out images.
         steps: levels of the Heun sampler that draws them.
         seed: of their noise.
+        seeds: how many seeds, from ``seed`` on; their spread is written down.
+        every: steps between measurements on the way, which the log keeps; 0 measures only at the end.
     """
 
     samples: int = 0
     steps: int = 18
     seed: int = 0
+    seeds: int = 1
+    every: int = 0
 
     def __post_init__(self) -> None:
         _need(self.samples == 0 or self.samples >= 4, "evaluate.samples", self.samples, "0, or at least 4")
         _need(self.steps > 0, "evaluate.steps", self.steps, "a positive number")
         _need(self.seed >= 0, "evaluate.seed", self.seed, "a number of at least 0")
+        _need(1 <= self.seeds <= 100, "evaluate.seeds", self.seeds, "1 to 100")
+        _need(self.every >= 0, "evaluate.every", self.every, "a number of at least 0")
+
+
+@dataclass(frozen=True)
+class PreviewConfig:
+    """Pictures of samples on the way, as ``previews/step-….png``.
+
+    Args:
+        every: steps between pictures; 0 draws none.
+        samples: images in a picture.
+        steps: levels of the Heun sampler.
+        seed: of their noise, the same in every picture.
+    """
+
+    every: int = 0
+    samples: int = 64
+    steps: int = 12
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _need(self.every >= 0, "preview.every", self.every, "a number of at least 0")
+        _need(1 <= self.samples <= 4096, "preview.samples", self.samples, "1 to 4096")
+        _need(self.steps > 1, "preview.steps", self.steps, "at least 2")
+        _need(self.seed >= 0, "preview.seed", self.seed, "a number of at least 0")
 
 
 @dataclass(frozen=True)
@@ -160,56 +168,73 @@ class TrainConfig:
     """A whole training run.
 
     Args:
-        data, network, preconditioning, objective, labels, augment, optimizer, ema, evaluate: see their classes.
-        batch_size: images a step.
+        data, network, preconditioning, objective, target, labels, augment, optimizer, ema, evaluate, preview: see
+            their classes.
+        uncertainty: learn the weight of each noise level (Karras et al. 2024, section 2.2), which evens out what the
+            levels contribute to the gradient.
+        batch_size: images a step, over all processes.
+        accumulate: parts into which each process cuts its images, one after another, to save memory.
         steps: optimiser steps of the whole run.
         seed: of weights, order, noise, dropout and augmentation.
         device: ``auto`` is the first GPU, or else the CPU.
         threads: CPU threads; None leaves torch's setting. Results are reproducible for a fixed number.
         precision: of the network's matrix products and convolutions in training; with ``bf16`` the weights, their
             average, the preconditioning and the loss stay float32.
+        compile: let ``torch.compile`` make kernels for the network: minutes at the start, faster steps on a GPU.
+        channels_last: keep images and weights with the channels innermost, which GPUs prefer in half precision.
+        tensorboard: also log for TensorBoard, in ``tensorboard/``; needs the extra ``farfield[tensorboard]``.
         checkpoint_every: steps between checkpoints.
         keep: checkpoints kept.
         log_every: steps between lines of the log.
     """
 
     data: DataConfig
-    network: SongUNetConfig | MLPConfig = field(default_factory=SongUNetConfig)
+    network: NetworkConfig = field(default_factory=SongUNetConfig)
     preconditioning: Preconditioning = field(default_factory=Preconditioning)
-    objective: EDMObjective = field(default_factory=EDMObjective)
+    objective: ObjectiveConfig = field(default_factory=EDMObjective)
+    target: TargetConfig = field(default_factory=TargetConfig)
+    uncertainty: bool = False
     labels: LabelsConfig = field(default_factory=LabelsConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     ema: EMAConfig = field(default_factory=EMAConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    preview: PreviewConfig = field(default_factory=PreviewConfig)
     batch_size: int = 128
+    accumulate: int = 1
     steps: int = 10_000
     seed: int = 0
     device: str = "auto"
     threads: int | None = None
     precision: Literal["fp32", "bf16"] = "fp32"
+    compile: bool = False
+    channels_last: bool = False
+    tensorboard: bool = False
     checkpoint_every: int = 1000
     keep: int = 2
     log_every: int = 100
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "steps", "checkpoint_every", "keep", "log_every"):
+        for name in ("batch_size", "accumulate", "steps", "checkpoint_every", "keep", "log_every"):
             _need(getattr(self, name) > 0, name, getattr(self, name), "a positive number")
         _need(self.batch_size <= 2**20, "batch_size", self.batch_size, "at most 2^20")
         _need(self.steps < 2**31, "steps", self.steps, "less than 2^31")
         _need(self.threads is None or 0 < self.threads <= 1024, "threads", self.threads, "1 to 1024, or null")
 
 
-#: Keys that do not change what is computed: a run may be resumed with other values of them.
+#: Keys that change nothing of what is computed, or only how its sums are rounded: a run may be resumed with others.
 BOOKKEEPING = (
     "device",
     "checkpoint_every",
     "keep",
     "log_every",
-    "evaluate.samples",
-    "evaluate.steps",
-    "evaluate.seed",
+    "accumulate",
+    "compile",
+    "channels_last",
+    "tensorboard",
 )
+#: Groups of which the same holds.
+BOOKKEEPING_GROUPS = ("evaluate.", "preview.")
 
 
 def to_dict(config: TrainConfig) -> dict[str, Any]:
@@ -273,4 +298,5 @@ def differences(a: TrainConfig, b: TrainConfig) -> list[str]:
     if a.optimizer.decay != "cosine":
         ignored.add("steps")
     left, right = flat(to_dict(a)), flat(to_dict(b))
-    return [key for key in left.keys() | right.keys() if key not in ignored and left.get(key) != right.get(key)]
+    keys = (k for k in left.keys() | right.keys() if k not in ignored and not k.startswith(BOOKKEEPING_GROUPS))
+    return [key for key in keys if left.get(key) != right.get(key)]

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from farfield.analysis.entrants import baseline
+from farfield.analysis.images import grid_png, is_image
 from farfield.metrics import sliced_wasserstein
 from farfield.metrics.memorisation import COPY_RATIO
 from farfield.metrics.quality import QualityReference
 from farfield.report import blocks
 from farfield.report.context import ReportContext
-from farfield.report.images import grid_png, is_image
 from farfield.report.registry import Section, section
 
 COMPONENTS = 40

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from farfield.analysis.entrants import in_words
+from farfield.analysis.images import grid_png, is_image, scatter
 from farfield.numerics import streams
 from farfield.report import blocks
 from farfield.report.context import ReportContext
-from farfield.report.images import grid_png, is_image, scatter
 from farfield.report.registry import Section, section
 
 #: Pixels of one picture: two grids of eight columns fill the page.
