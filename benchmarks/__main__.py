@@ -8,7 +8,16 @@ import time
 
 from benchmarks.table import Row, show
 
-NAMES = ("import_time", "solver_overhead", "empirical", "mixture_endpoints", "report_time", "ema", "stf", "training_step")
+NAMES = (
+    "import_time",
+    "solver_overhead",
+    "empirical",
+    "mixture_endpoints",
+    "report_time",
+    "ema",
+    "stf",
+    "training_step",
+)
 
 
 def main() -> int:

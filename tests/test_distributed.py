@@ -15,6 +15,7 @@ import torch
 
 from farfield.data import load
 from farfield.errors import ArgumentError, ProcessLostError
+from farfield.objectives import StableTargets, TargetConfig
 from farfield.training import load_config, train
 from farfield.training.engine import Engine
 from farfield.training.feed import Feed
@@ -114,6 +115,26 @@ def test_parts_of_a_batch_are_the_batch() -> None:
         assert torch.equal(got[1].rows, want.rows)
     for part in parts:
         part.close()
+
+
+def test_references_are_gathered_ahead_where_the_data_are_not_on_the_device() -> None:
+    data = load("digits", split="train")
+    feeds = [Feed(data, True, torch.device("cpu"), 32, 3, resident=r) for r in (True, False)]
+    made = []
+    for feed in feeds:
+        targets = StableTargets(TargetConfig("stf", 200), len(data), feed.take, 32, seed=3)
+        feed.also = targets.rows_of
+        for step in (0, 1):
+            b = feed(step)
+            sigma, noise = (
+                torch.full((32,), 2.0),
+                torch.randn(b.images.shape, generator=torch.Generator().manual_seed(step)),
+            )
+            made.append(targets(step, b.rows, b.images, sigma, noise, b.labels))
+        assert (b.ahead is None) == feed.resident
+        feed.close()
+    assert torch.equal(made[0], made[2])
+    assert torch.equal(made[1], made[3])
 
 
 def test_batches_that_cannot_be_shared_are_refused(tmp_path: Path) -> None:

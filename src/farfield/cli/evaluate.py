@@ -186,12 +186,13 @@ class Evaluate:
 
     def _sampler(self, model: Preconditioned) -> Any:
         from farfield.errors import ArgumentError
-        from farfield.sampling import Sampler, karras
+        from farfield.sampling import Sampler
+        from farfield.training.evaluate import reference_sampler
 
         if self.sampler is None:
             if self.steps < 1:
                 raise ArgumentError(f"--steps {self.steps}; expected at least 1")
-            return Sampler("heun", karras(self.steps, model.sigma_min, model.sigma_max))
+            return reference_sampler(model, self.steps)
         if self.steps != Evaluate.steps:
             raise ArgumentError("--sampler says all about the sampler; --steps cannot be given with it")
         try:

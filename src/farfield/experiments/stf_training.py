@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import tempfile
 from contextlib import ExitStack
@@ -49,7 +50,7 @@ def configuration(name: str, kind: str, seed: int, steps: int | None) -> TrainCo
             "steps": total,
             "seed": seed,
             "threads": 1,
-            "evaluate": {"samples": SAMPLES, "steps": 10, "every": max(total // LOOKS, 1)},
+            "evaluate": {"samples": SAMPLES, "steps": 10, "every": max(total // LOOKS, 1), "at_end": False},
             "checkpoint_every": max(total // LOOKS, 1),
             "log_every": max(total // LOOKS, 1),
             "keep": 1,
@@ -86,7 +87,9 @@ def training(settings: Settings) -> Outcome:
             seconds = {kind: statistics.mean(run[-1][2] for run in runs) for kind, runs in curves.items()}
             mean = {kind: statistics.mean(values) for kind, values in final.items()}
             spread = {kind: statistics.stdev(values) if len(values) > 1 else 0.0 for kind, values in final.items()}
-            better.append(mean["stf"] < mean["dsm"])
+            # One standard error of the difference of the means: less than that says nothing.
+            error = math.sqrt((spread["dsm"] ** 2 + spread["stf"] ** 2) / len(seeds))
+            better.append(mean["dsm"] - mean["stf"] > error)
             if len(seeds) > 1:  # one seed has no spread
                 tighter.append(spread["stf"] < spread["dsm"])
             words.append(

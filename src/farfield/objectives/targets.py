@@ -108,6 +108,12 @@ class StableTargets:
         self.match = augment is not None and inform and config.match_augmentation
         self._last: tuple[int, _Reference] | None = None
 
+    def rows_of(self, step: int, rows: Tensor) -> Tensor:
+        """The rows of the data set that a step's reference takes: those of its mini-batch, then the others, on the CPU."""
+        fresh = first_places(rows) == torch.arange(len(rows))
+        others = reference_indices(self.count, rows, self.config.reference, step, self.seed)[int(fresh.sum()) :]
+        return torch.cat((rows, others))
+
     def _reference(self, step: int, rows: Tensor, device: torch.device) -> _Reference:
         """The reference of a step; remembered, for the parts of a mini-batch ask for it one after the other."""
         if self._last is not None and self._last[0] == step:
@@ -115,8 +121,9 @@ class StableTargets:
         self._last = None  # let the old one go before the new one is made
         first = first_places(rows)
         fresh = first == torch.arange(len(rows))
-        others = reference_indices(self.count, rows, self.config.reference, step, self.seed)[int(fresh.sum()) :]
-        points, labels = self.take(torch.cat((rows, others)))
+        wanted = self.rows_of(step, rows)
+        others = wanted[len(rows) :]
+        points, labels = self.take(wanted)
         told = None
         if self.augment is not None:
             # Every row of the mini-batch keeps its entry: two occurrences of an image have changed differently.

@@ -124,6 +124,7 @@ class EvaluateConfig:
         seed: of their noise.
         seeds: how many seeds, from ``seed`` on; their spread is written down.
         every: steps between measurements on the way, which the log keeps; 0 measures only at the end.
+        at_end: measure the finished model in full, for its card.
     """
 
     samples: int = 0
@@ -131,6 +132,7 @@ class EvaluateConfig:
     seed: int = 0
     seeds: int = 1
     every: int = 0
+    at_end: bool = True
 
     def __post_init__(self) -> None:
         _need(self.samples == 0 or self.samples >= 4, "evaluate.samples", self.samples, "0, or at least 4")

@@ -1,11 +1,12 @@
 """The batches of a run, on its device before the step asks for them.
 
 A data set that fits stays on the device whole, and a batch is one indexing kernel. A larger one stays in the host's
-memory: a thread gathers the next batch into page-locked memory and copies it while the present step runs.
+memory: while a step runs, a thread gathers the next batch and its references into page-locked memory and queues the copy.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -27,12 +28,14 @@ class Batch:
         labels: (b,) classes, or None.
         ids: (b,) the numbers of the images in the run, ``step · batch_size + position``.
         rows: (B,) the rows of the data set that the whole step uses, in all processes, on the CPU.
+        ahead: further rows that the step will ask for, with their images and labels, where they were gathered ahead.
     """
 
     images: Tensor
     labels: Tensor | None
     ids: Tensor
     rows: Tensor
+    ahead: tuple[Tensor, Tensor, Tensor | None] | None = None
 
 
 class Feed:
@@ -46,6 +49,9 @@ class Feed:
         seed: of the order.
         rank, world: the process takes the rank-th of ``world`` equal parts of each batch.
         resident: keep all images on the device; by default where they take at most a quarter of its free memory.
+
+    Attributes:
+        also: from a step and its rows to all rows that :meth:`take` will be asked for, to be gathered ahead; or None.
     """
 
     def __init__(
@@ -70,9 +76,16 @@ class Feed:
         self.labels = None if labels is None else (labels.to(device) if resident else labels)
         self._worker = None if resident else ThreadPoolExecutor(1, thread_name_prefix="farfield-feed")
         self._next: tuple[int, Future[Batch]] | None = None
+        self.also: Callable[[int, Tensor], Tensor] | None = None
+        self._ahead: tuple[Tensor, Tensor, Tensor | None] | None = None
 
     def take(self, rows: Tensor) -> tuple[Tensor, Tensor | None]:
         """Images and labels of rows of the data set (CPU int64), on the device."""
+        if self._ahead is not None and torch.equal(self._ahead[0], rows):
+            return self._ahead[1:]
+        return self._gather(rows)
+
+    def _gather(self, rows: Tensor) -> tuple[Tensor, Tensor | None]:
         if self.resident:
             at = rows.to(self.device, non_blocking=True)
             return self.images[at], None if self.labels is None else self.labels[at]
@@ -84,10 +97,14 @@ class Feed:
 
     def _batch(self, step: int) -> Batch:
         rows = batch_indices(self.count, self.batch_size, step, self.seed)
-        images, labels = self.take(rows[self.part])
+        images, labels = self._gather(rows[self.part])
         first = step * self.batch_size
         ids = torch.arange(first + self.part.start, first + self.part.stop, device=self.device)
-        return Batch(images, labels, ids, rows)
+        ahead = None
+        if self.also is not None and not self.resident:
+            wanted = self.also(step, rows)
+            ahead = (wanted, *self._gather(wanted))
+        return Batch(images, labels, ids, rows, ahead)
 
     def __call__(self, step: int) -> Batch:
         """The batch of step number ``step``; the next one is then being prepared."""
@@ -96,6 +113,7 @@ class Feed:
         ready = self._next
         batch = ready[1].result() if ready is not None and ready[0] == step else self._batch(step)
         self._next = step + 1, self._worker.submit(self._batch, step + 1)
+        self._ahead = batch.ahead
         return batch
 
     def close(self) -> None:

@@ -155,7 +155,9 @@ class _Run:
         self.config, self.folder, self.data, self.spec = config, folder, data, spec
         self.engine, self.progress, self.hooks, self.held_out = engine, progress, hooks, held
         self.feed = Feed(data, config.labels.use, device, config.batch_size, config.seed, engine.rank, engine.world)
-        self.step = TrainStep(model, config, self._targets())
+        targets = self._targets()
+        self.feed.also = None if targets is None else targets.rows_of
+        self.step = TrainStep(model, config, targets)
         posthoc = config.ema.posthoc
         self.power = PowerEMA(model, posthoc.sigma_rel) if posthoc.every else None
         self.held = None if held is None else held.images[:1024].to(device)

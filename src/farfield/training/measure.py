@@ -14,9 +14,8 @@ from farfield.metrics.features import Features
 from farfield.metrics.network_features import default_features
 from farfield.networks.preconditioning import Preconditioned
 from farfield.numerics import streams
-from farfield.sampling import Sampler, karras
 from farfield.training.config import EvaluateConfig
-from farfield.training.evaluate import draw_sets, evaluate_model
+from farfield.training.evaluate import draw_sets, evaluate_model, reference_sampler
 from farfield.training.labels import labels_like
 
 #: Samples drawn at once; it does not change them.
@@ -25,16 +24,13 @@ BATCH = 256
 REFERENCE = 10_000
 
 
-def _sampler(model: Preconditioned, steps: int) -> Sampler:
-    """Heun's method on EDM's grid: beyond σ = 80 the grid of other preconditionings has nothing to gain."""
-    return Sampler("heun", karras(steps, max(model.sigma_min, 0.002), min(model.sigma_max, 80.0)))
-
-
 def _draw(model: Preconditioned, data: DataSet, config: EvaluateConfig, conditional: bool) -> Tensor:
     labels: dict[str, Any] = {}
     if conditional and data.labels is not None:
         labels = {"labels": labels_like(data.labels, config.samples, config.seed)}
-    return _sampler(model, config.steps)(model.eval(), config.samples, config.seed, batch_size=BATCH, **labels).x
+    return reference_sampler(model, config.steps)(
+        model.eval(), config.samples, config.seed, batch_size=BATCH, **labels
+    ).x
 
 
 class Watch:
@@ -74,11 +70,11 @@ def at_the_end(
         config: how many samples, of which seeds.
         conditional: whether the model was trained with classes.
     """
-    if not config.samples:
+    if not (config.samples and config.at_end):
         return {}
     seeds = tuple(range(config.seed, config.seed + config.seeds))
     plain = data if conditional else dataclasses.replace(data, labels=None)
-    sampler = _sampler(model, config.steps)
+    sampler = reference_sampler(model, config.steps)
     sets = draw_sets(model.eval(), plain, sampler, config.samples, seeds, BATCH)
     quality = sample_quality(sets[0], data.images, None if held is None else held.images, seed=config.seed)
     found: dict[str, Any] = {

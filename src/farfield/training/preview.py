@@ -12,7 +12,7 @@ from torch import Tensor
 from farfield.analysis.images import grid_png, is_image
 from farfield.networks.files import write_atomic
 from farfield.networks.preconditioning import Preconditioned
-from farfield.sampling import Sampler, karras
+from farfield.training.evaluate import reference_sampler
 from farfield.training.labels import labels_like
 
 if TYPE_CHECKING:
@@ -32,8 +32,7 @@ def write_preview(path: Path, model: Preconditioned, config: PreviewConfig, labe
     if not is_image(model.event_shape):
         return
     condition: dict[str, Any] = {} if labels is None else {"labels": labels_like(labels, config.samples, config.seed)}
-    sampler = Sampler("heun", karras(config.steps, max(model.sigma_min, 0.002), min(model.sigma_max, 80.0)))
-    x = sampler(model, config.samples, config.seed, batch_size=64, **condition).x
+    x = reference_sampler(model, config.steps)(model, config.samples, config.seed, batch_size=64, **condition).x
     png, _ = grid_png(x, math.ceil(math.sqrt(config.samples)), tile=48)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, lambda partial: partial.write_bytes(png))
