@@ -11,6 +11,8 @@ from farfield.distributions import Empirical
 from farfield.objectives import VEObjective, stable_target
 from farfield.processes import VE, VP
 
+from .test_empirical import StudentT
+
 F64 = torch.float64
 #: The five-point fixture, at σ = 1.
 FIVE = torch.tensor([-2.0, -1, 0, 1, 3], dtype=F64)
@@ -312,3 +314,17 @@ def test_vp_in_ve_coordinates():
     score = (target - state) / sigma.unsqueeze(1) ** 2 / alpha.unsqueeze(1)
     torch.testing.assert_close(score, native, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(facts.source, weights.diagonal(), rtol=1e-9, atol=1e-12)
+
+
+def test_poisson_weights_become_gaussian() -> None:
+    """Holds stable_target_field fact 26: with r = σ√D the kernel (‖x − y‖² + r²)^(−(N+D)/2) tends to the Gaussian one.
+
+    The source does not print its three points, so the rate is held: the difference falls as 1/D, to under 1e-6 at D = 1e6.
+    """
+    points = torch.tensor([[0.0, 0.0], [1.0, 0.5], [-0.5, 1.5]], dtype=torch.float64)
+    x = torch.tensor([[0.3, 0.4]], dtype=torch.float64)
+    gaussian = Empirical(points).weights(x, 0.8)
+    gaps = [float((Empirical(points, StudentT(d)).weights(x, 0.8) - gaussian).abs().max()) for d in (1, 128, 2048, 1e6)]
+    assert 1e-3 < gaps[0] < 0.2
+    assert gaps[1] * 128 == pytest.approx(gaps[2] * 2048, rel=0.1)
+    assert gaps[3] < 1e-6

@@ -161,7 +161,7 @@ def write_snapshot(
     training: Mapping[str, Any],
     dtype: Literal["fp16", "fp32"] = "fp16",
 ) -> Path:
-    """Store averages as ``step-XXXXXXXX.safetensors`` and, after it, the ``.json`` that vouches for it.
+    """Store averages as ``step-….safetensors`` and, after it, the ``.json`` that vouches for it.
 
     Args:
         folder: made if need be.
