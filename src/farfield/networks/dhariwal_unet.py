@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from farfield.networks.dropout import SampleMasks, hide_labels
+from farfield.networks.dropout import SampleMasks, hide_labels, masks_of
 from farfield.networks.layers import ResampleConv, group_norm, kaiming_, positional_embedding
 from farfield.networks.unet_block import BlockStyle, UNetBlock
 from farfield.networks.unet_config import UNetConfig, check_images
@@ -147,8 +147,8 @@ class DhariwalUNet(nn.Module):
         dropout_seed: Tensor | None = None,
     ) -> Tensor:
         """The raw network; arguments as for :meth:`SongUNet.forward`."""
-        drops = self.training and max(self.config.dropout, self.config.label_dropout) > 0
-        masks = SampleMasks(dropout_seed, self.blocks + 1) if drops and dropout_seed is not None else None
+        c = self.config
+        masks = masks_of(dropout_seed, self.blocks + 1, self.training, c.dropout, c.label_dropout)
         emb = self.embed(c_noise, labels, augment, len(x), masks)
         skips: list[Tensor] = []
         for layer in self.enc.values():

@@ -87,6 +87,11 @@ class SampleMasks:
         return word < min(round((1 - p) * 2**32) - 2**31, 2**31 - 1)
 
 
+def masks_of(seed: Tensor | None, layers: int, training: bool, *rates: float) -> SampleMasks | None:
+    """The masks of a batch that is named by ``seed``, or None where nothing is dropped or torch's generator decides."""
+    return SampleMasks(seed, layers) if seed is not None and training and max(rates) > 0 else None
+
+
 def dropout(x: Tensor, p: float, training: bool, masks: SampleMasks | None, layer: int) -> Tensor:
     """Zero each element with probability p and divide the rest by 1 − p, in training only.
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from farfield.errors import ArgumentError
-from farfield.networks.dropout import SampleMasks, dropout
+from farfield.networks.dropout import SampleMasks, dropout, masks_of
 from farfield.networks.structure import check_bounds
 
 
@@ -108,8 +108,7 @@ class MLP(nn.Module):
         dropout_seed: Tensor | None = None,
     ) -> Tensor:
         """The raw network; arguments as for :meth:`SongUNet.forward`, ``x`` (B, *event)."""
-        drops = self.training and self.config.dropout > 0
-        masks = SampleMasks(dropout_seed, len(self.blocks)) if drops and dropout_seed is not None else None
+        masks = masks_of(dropout_seed, len(self.blocks), self.training, self.config.dropout)
         angle = torch.outer(c_noise, self.frequencies)
         e = self.map_noise(torch.cat((angle.sin(), angle.cos()), dim=1).to(self.map_noise.weight.dtype))
         if self.map_label is not None and labels is not None:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from farfield.errors import unknown_name
-from farfield.networks.dropout import SampleMasks, hide_labels
+from farfield.networks.dropout import SampleMasks, hide_labels, masks_of
 from farfield.networks.layers import (
     FourierEmbedding,
     ResampleConv,
@@ -206,8 +206,8 @@ class SongUNet(nn.Module):
             dropout_seed: (B,) int64, numbers that fix the dropout masks of each sample (:mod:`.dropout`); by default
                 the masks come from torch's generator.
         """
-        drops = self.training and max(self.config.dropout, self.config.label_dropout) > 0
-        masks = SampleMasks(dropout_seed, self.blocks + 1) if drops and dropout_seed is not None else None
+        c = self.config
+        masks = masks_of(dropout_seed, self.blocks + 1, self.training, c.dropout, c.label_dropout)
         emb = self.embed(c_noise, labels, augment, len(x), masks)
         skips: list[Tensor] = []
         aux = x
