@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from farfield.distributions.base import Distribution, level
-from farfield.distributions.stacking import floored, stack
+from farfield.distributions.stacking import stack
 from farfield.errors import ArgumentError, DataError
 from farfield.numerics import arrays
 from farfield.numerics.spectrum import Spectrum, Tail
@@ -319,20 +319,9 @@ class GaussianMixture(Distribution):
             tail: what stands for the eigenvalues left out, their mean or zero.
             floor: no eigenvalue is smaller than this.
         """
-        if not 1 <= components <= data.shape[0]:
-            raise ArgumentError(f"components = {components}; expected 1 to the number of points, {data.shape[0]}")
-        flat = data.reshape(data.shape[0], -1)
-        points = np.asarray(flat.detach().cpu() if isinstance(flat, Tensor) else flat)
-        if not np.isfinite(points.sum()):
-            raise DataError("the data hold values that are not finite")
-        if components == 1:
-            labels = np.zeros(points.shape[0], dtype=np.int64)
-        else:
-            from sklearn.cluster import MiniBatchKMeans
+        from farfield.distributions.mixture_fit import fit
 
-            kmeans = MiniBatchKMeans(n_clusters=components, batch_size=2048, random_state=seed, n_init=3)
-            labels = kmeans.fit_predict(points)
-        return cls.per_class(data, torch.from_numpy(np.asarray(labels)), rank, tail, floor)
+        return cls(*fit(data, components, rank, seed, tail, floor))
 
     @classmethod
     def per_class(
@@ -344,22 +333,9 @@ class GaussianMixture(Distribution):
         floor: float = 0.0,
     ) -> GaussianMixture:
         """One component for each label (N,) that occurs, in ascending order; arguments as for :meth:`fit`."""
-        from farfield.numerics import moments
+        from farfield.distributions.mixture_fit import per_class
 
-        ids = torch.as_tensor(labels).cpu()
-        if ids.shape != (data.shape[0],):
-            raise ArgumentError(f"labels has shape {tuple(ids.shape)}; expected ({data.shape[0]},)")
-        weights, means, spectra = [], [], []
-        for label in torch.unique(ids):
-            members = torch.nonzero(ids == label).squeeze(1)
-            subset = data[members.to(data.device)] if isinstance(data, Tensor) else data[members.numpy()]
-            mean, spectrum = moments.principal(subset, rank, tail)
-            weights.append(float(len(members)))
-            means.append(mean)
-            spectra.append(floored(spectrum, floor))
-        stacked = torch.stack(means)
-        wide = isinstance(data, Tensor) and data.dtype == torch.float64
-        return cls(weights, stacked if wide else stacked.float(), spectra)
+        return cls(*per_class(data, labels, rank, tail, floor))
 
     # -- JSON ---------------------------------------------------------------------------------------------------------
 
