@@ -18,7 +18,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from farfield.analysis.catalogue import Subject, analysis
 from farfield.analysis.plotting import INK, PALETTE, axes_for, dress, label_ends, marker_line
+from farfield.analysis.tables import Table
 from farfield.denoiser import Denoiser
 from farfield.distributions import Empirical, Gaussian, GaussianMixture
 from farfield.errors import ArgumentError
@@ -101,6 +103,21 @@ class ScoreFidelity:
     def to_dict(self) -> dict[str, Any]:
         """All fields as plain values, with ``gaussian_until``."""
         return {**asdict(self), "quantile_levels": list(_QUANTILES), "gaussian_until": self.gaussian_until}
+
+    def summary(self) -> str:
+        """Down to which level the Gaussian is all the model knows."""
+        until = self.gaussian_until
+        if until is None:
+            return "At no level does the Gaussian with the data's mean and covariance explain 99 % of the score."
+        return (
+            f"The Gaussian with the data's mean and covariance explains over 99 % of the score above σ = {until:.3g}."
+        )
+
+    def tables(self) -> list[Table]:
+        """FUV by level and law."""
+        rows = tuple((s, *(c.fuv[k] for c in self.laws.values())) for k, s in enumerate(self.sigmas))
+        title = f"unexplained fraction of the score, {self.queries} queries, protocol {self.protocol}"
+        return [Table(title, ("σ", *self.laws), rows)]
 
     def plot(self, ax: Any = None) -> Any:
         """Unexplained fraction against σ, both on logarithmic axes, one curve for each law. Returns the figure."""
@@ -299,3 +316,27 @@ def _gaussian_of(laws: Mapping[str, Denoiser], data: Tensor) -> Gaussian:
     if isinstance(found, Gaussian):
         return found
     return Gaussian.fit(data, rank=None if math.prod(data.shape[1:]) <= 1024 else 64)
+
+
+@dataclass(frozen=True)
+class FidelityOptions:
+    """Options of the analysis; see :func:`score_fidelity`."""
+
+    sigmas: tuple[float, ...] | None = None
+    queries: int = 512
+    protocol: Protocol = "noised"
+    components: int | None = None
+
+
+@analysis("fidelity", about="how much of the score the simple laws explain, by noise level", options=FidelityOptions)
+def analyze_fidelity(subject: Subject, options: FidelityOptions) -> ScoreFidelity:
+    """:func:`score_fidelity` of a subject."""
+    return score_fidelity(
+        subject.model,
+        subject.data,
+        sigmas=options.sigmas,
+        queries=options.queries,
+        protocol=options.protocol,
+        laws=reference_laws(subject.data, components=options.components, seed=subject.seed),
+        seed=subject.seed,
+    )

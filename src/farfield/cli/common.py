@@ -31,6 +31,11 @@ def console() -> Console:
     return Console(soft_wrap=False)
 
 
+def cell(value: object) -> str:
+    """A cell of a table: four digits of a number, nothing for None."""
+    return f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
+
+
 def data_of(model: Denoiser, given: str | None) -> DataSet | None:
     """The training images of ``given``, or of the data set that the model's card names where that is one of ours.
 
@@ -46,10 +51,15 @@ def data_of(model: Denoiser, given: str | None) -> DataSet | None:
     source = card_source(model) if given is None else given
     if source is None or not (given is not None or source in SOURCES or source.startswith("toy:")):
         return None
-    data = load_for(model, source)
-    # A model that was trained without a holdout saw all of its data.
+    return trained_on(model, load_for(model, source))[0]
+
+
+def trained_on(model: Denoiser, data: DataSet) -> tuple[DataSet, DataSet | None]:
+    """The part of the data that a model was trained on, and the rest: None where its card says that it saw all."""
     trained = _trained_digest(model)
-    return data if trained is not None and trained == data.digest else data.train
+    if trained is not None and trained == data.digest:
+        return data, None
+    return data.train, data.validation
 
 
 def load_for(model: Denoiser, source: str) -> DataSet:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
@@ -39,7 +39,7 @@ class Experiment:
 
     def run(self) -> int:
         """List, or measure and print."""
-        from farfield.cli.common import console, print_json
+        from farfield.cli.common import cell, console, print_json
         from farfield.experiments import EXPERIMENTS, Settings, run_experiment
         from farfield.experiments.base import to_dict
 
@@ -61,13 +61,9 @@ class Experiment:
         for part in outcome.tables:
             table = Table(*part.columns, title=part.title)
             for row in part.rows:
-                table.add_row(*map(_cell, row))
+                table.add_row(*map(cell, row))
             console().print(table)
         print(f"verdict: {outcome.verdict}. {outcome.because}.")
         if self.out is not None:
             print(self.out)
         return 0
-
-
-def _cell(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)

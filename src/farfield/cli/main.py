@@ -11,6 +11,7 @@ from typing import Annotated, Any, Union
 import tyro
 
 from farfield.cli.advise import Advise
+from farfield.cli.analyze import Analyze
 from farfield.cli.data import Data
 from farfield.cli.ema import Ema
 from farfield.cli.evaluate import Evaluate
@@ -40,7 +41,7 @@ def _subcommand(command: type[Any]) -> Any:
     return Annotated[command, tyro.conf.subcommand(command.__name__.lower(), description=about)]
 
 
-COMMANDS = (Report, Advise, Train, Ema, Sample, Evaluate, Features, Experiment, Models, Data, Info)
+COMMANDS = (Report, Advise, Train, Ema, Sample, Evaluate, Analyze, Features, Experiment, Models, Data, Info)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

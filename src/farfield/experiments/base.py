@@ -13,21 +13,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from farfield.analysis.tables import Table
 from farfield.data import load
 from farfield.errors import ArgumentError, DataError, unknown_name
 from farfield.networks.files import write_atomic, write_json
 from farfield.version import __version__
 
 Verdict = Literal["holds", "holds in part", "does not hold"]
-
-
-@dataclass(frozen=True)
-class Table:
-    """A part of a measurement: a title, the names of the columns, and rows of text and numbers."""
-
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str | float | int | None, ...], ...]
 
 
 @dataclass(frozen=True)

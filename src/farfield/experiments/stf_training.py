@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from farfield.analysis.plotting import PALETTE, axes_for, dress
-from farfield.experiments.base import Outcome, Settings, Table, Verdict, available, experiment
+from farfield.analysis.tables import Table
+from farfield.experiments.base import Outcome, Settings, Verdict, available, experiment
 from farfield.training import TrainConfig, from_dict, train
 
 #: What is trained on each data set: small networks, so that six runs end while one waits.

@@ -11,9 +11,10 @@ import numpy as np
 import torch
 
 from farfield.analysis.plotting import PALETTE, axes_for, dress
+from farfield.analysis.tables import Table
 from farfield.analysis.target_variance import TargetVariance, target_variance
 from farfield.data import load
-from farfield.experiments.base import Outcome, Settings, Table, Verdict, available, experiment, figure_name
+from farfield.experiments.base import Outcome, Settings, Verdict, available, experiment, figure_name
 
 #: Data of the source's size: 4,096 points (Xu 2024, section 3.5.1).
 POINTS = 4096
