@@ -17,6 +17,9 @@ NAMES = (
     "ema",
     "stf",
     "training_step",
+    "laws",
+    "fitting",
+    "potential_sections",
 )
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from farfield.denoiser import Denoiser
 from farfield.distributions import Empirical
 from farfield.distributions import posterior as module
+from farfield.distributions.base import unit_roundoff
 from farfield.errors import ArgumentError, DataError
 from farfield.processes import Diffusion, Process
 
@@ -291,27 +292,10 @@ def test_every_way_gives_the_same(pair, process, monkeypatch):
     torch.testing.assert_close(law(x, levels).double(), rows, atol=1e-5, rtol=0)
 
 
-def test_certified_pruning():
-    """gaussian_score F17: what the shortlist leaves out weighs less than ε and moves the mean by less."""
-    data = torch.randn(2000, 10)
-    wide = torch.cat((data, torch.zeros(2000, 40)), 1)  # past NARROW, so that the shortlist is used
-    law = Empirical(wide)
-    for sigma in (0.1, 0.3, 1.0):
-        x = wide[:20] + sigma * torch.randn(20, 50)
-        request = module.Request(x, torch.full((20,), sigma, dtype=F64))
-        norms = (x - law.points.centre).double().norm(dim=1)
-        averages, done = law.points._shortlist(request, Diffusion(), norms)
-        mean = plain(wide, x, sigma)[1]
-        torch.testing.assert_close(averages.vectors[0][done], mean[done], atol=1e-7, rtol=0)
-        if sigma == 0.1:
-            assert bool(done.all())
-
-
-def test_lower_matrix_precision_is_noticed(pair, monkeypatch):
-    law = pair[1]
-    assert law.points._unit() == 2.0**-24
+def test_lower_matrix_precision_is_noticed(monkeypatch):
+    assert unit_roundoff() == 2.0**-24
     monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "high")
-    assert law.points._unit() == 2.0**-11
+    assert unit_roundoff() == 2.0**-11
 
 
 # -- use --------------------------------------------------------------------------------------------------------------

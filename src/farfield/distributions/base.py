@@ -34,6 +34,12 @@ def level(sigma: float | Tensor, device: torch.device, rows: int | None = None) 
     return wide.unsqueeze(1) if wide.ndim else wide
 
 
+def unit_roundoff() -> float:
+    """Unit roundoff of a float32 matrix product as configured; TF32 keeps 11 bits, bfloat16 8."""
+    precision = torch.get_float32_matmul_precision()
+    return {"highest": 2.0**-24, "high": 2.0**-11}.get(precision, 2.0**-8)
+
+
 class Distribution(Denoiser):
     """A law of x₀ that can be sampled, whose blurred density is known, and that is its own exact denoiser."""
 
@@ -57,6 +63,38 @@ class Distribution(Denoiser):
         """``tr Cov(x₀ | x, σ) = σ² tr ∂D/∂x`` for each sample, (B,) in float64."""
         wide = sigma.to(device=x.device, dtype=torch.float64) if isinstance(sigma, Tensor) else sigma
         return self.trace(x, sigma, **condition) * (wide * wide)
+
+    def posterior_spectrum(
+        self, x: Tensor, sigma: float | Tensor, count: int, **condition: Any
+    ) -> tuple[Tensor, Tensor]:
+        """The leading eigenvalues and directions of ``Cov(x₀ | x, σ) = σ² ∂D/∂x`` for each sample.
+
+        Laws that know their posterior covariance decompose a thin factor of it; this base method asks for Jacobian
+        products, d of them in up to 256 dimensions and Lanczos' method above.
+
+        Args:
+            x, sigma: as in :meth:`forward`, σ positive.
+            count: how many, 1 to d.
+
+        Returns:
+            Values (B, count) in float64, descending, in squared units of x, and unit vectors (B, count, *event) in the
+            type of ``x``, each up to its sign.
+
+        Raises:
+            ArgumentError: if ``count`` is out of range.
+        """
+        from farfield.distributions.curvature import by_products
+
+        return by_products(self, x, sigma, count, condition)
+
+    def hessian_spectrum(self, x: Tensor, sigma: float | Tensor, count: int, **condition: Any) -> tuple[Tensor, Tensor]:
+        """The largest eigenvalues of ``∇² log p(x; σ) = (∂D/∂x − I)/σ²`` and their directions, as above.
+
+        With a posterior variance v along a direction the density curves by ``(v/σ² − 1)/σ²``: upwards where v > σ².
+        """
+        values, vectors = self.posterior_spectrum(x, sigma, count, **condition)
+        s = level(sigma, values.device, x.shape[0])
+        return (values / (s * s) - 1) / (s * s), vectors
 
     def divergence(
         self,

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 
 from farfield.distributions.base import Distribution, level
+from farfield.distributions.curvature import DISCARD, check_count, weighted_points
+from farfield.distributions.mixture_pruning import Pruned
 from farfield.distributions.posterior import Averages, Points, Request, Tilt
 from farfield.errors import ArgumentError
 from farfield.processes import Diffusion, Process
@@ -211,6 +213,37 @@ class Empirical(Distribution):
         spread = averages.scalars[1] - (averages.vectors[0].double() - self.points.centre.double()).square().sum(1)
         return spread.clamp(min=0) / self._levels(sigma, x) ** 2
 
+    def posterior_spectrum(
+        self, x: Tensor, sigma: float | Tensor, count: int, labels: Tensor | None = None, **condition: Any
+    ) -> tuple[Tensor, Tensor]:
+        """The leading eigenpairs of the weighted covariance of the points, under any process.
+
+        As :meth:`Distribution.posterior_spectrum`; a thin factor of the points that carry weight.
+        """
+        check_count(count, self.dim)
+        weights = self.weights(x, sigma, labels)
+        values, vectors = [], []
+        for row in weights:
+            index = torch.nonzero(row > DISCARD).squeeze(1)
+            own = row[index] / row[index].sum()
+            top, directions = weighted_points(self.points.data[index].double(), own, count)
+            values.append(top)
+            vectors.append(directions)
+        shape = (x.shape[0], count, *self.event_shape)
+        return torch.stack(values), torch.stack(vectors).to(x.dtype).view(shape)
+
+    def hessian_spectrum(
+        self, x: Tensor, sigma: float | Tensor, count: int, labels: Tensor | None = None, **condition: Any
+    ) -> tuple[Tensor, Tensor]:
+        """As :meth:`Distribution.hessian_spectrum`.
+
+        Raises:
+            ArgumentError: for another process than diffusion, where ``∇² log p`` is not made of the posterior covariance.
+        """
+        if not self.process.gaussian:
+            raise ArgumentError(f"hessian_spectrum is known for diffusion, not for {self.process!r}")
+        return super().hessian_spectrum(x, sigma, count, labels=labels)
+
     def sample(self, n: int, generator: torch.Generator | None = None, sigma: float = 0.0) -> Tensor:
         """``n`` points drawn with replacement, perturbed by the process when σ > 0: (n, *event)."""
         device = generator.device if generator is not None else self.data.device
@@ -263,6 +296,17 @@ class Empirical(Distribution):
             assert points.labels is not None
             logits = logits.masked_fill(points.labels != ids.unsqueeze(1), -torch.inf)
         return logits.softmax(1)
+
+    def prune(self, x: Tensor, sigma: float | Tensor, eps: float = 1e-9, labels: Tensor | None = None) -> Pruned:
+        """Which points can matter: those within ``2σ² ln(N/ε)`` of the smallest squared distance, and what the others weigh.
+
+        For other kernels the points of more than ε/N times the largest weight. Arguments as for :meth:`weights`.
+        """
+        if not 0 < eps < 1:
+            raise ArgumentError(f"eps = {eps}; expected a number between 0 and 1")
+        w = self.weights(x, sigma, labels)
+        kept = w >= w.amax(1, keepdim=True) * (eps / self.count)
+        return Pruned(kept, torch.where(kept, 0.0, w).sum(1))
 
 
 class _Mean(torch.autograd.Function):

@@ -15,8 +15,12 @@ import torch
 from torch import Tensor
 
 from farfield.distributions.base import Distribution, level
+from farfield.distributions.curvature import check_count
+from farfield.distributions.projection import GaussianProjection
 from farfield.errors import ArgumentError, DataError
 from farfield.numerics import arrays
+from farfield.numerics.covariance_sums import MomentSums, Shifted
+from farfield.numerics.shrinkage import Regulariser, Shrinkage
 from farfield.numerics.spectrum import Spectrum, Tail
 
 _TINY = 1e-300
@@ -61,38 +65,73 @@ class Gaussian(Distribution):
     @classmethod
     def fit(
         cls,
-        data: Tensor | Iterable[Any],
-        rank: int | None = None,
+        data: Tensor | Iterable[Any] | MomentSums,
+        rank: int | float | None = None,
         basis: Literal["pca", "dct"] = "pca",
         tail: Tail = "mean",
+        shrinkage: Shrinkage = None,
+        correction: int = 0,
+        jitter: float = 0.0,
     ) -> Gaussian:
-        """The Gaussian with the data's mean and covariance (divisor N), in streaming passes.
+        """The Gaussian with the data's mean and covariance (divisor N by default), in streaming passes.
 
-        The mean is float64 where the data are, float32 otherwise; eigenvalues are always float64.
+        The mean is float64 where the data are, float32 otherwise; eigenvalues are always float64. With fewer points
+        than coordinates the directions that the data do not span have variance 0, unless there is shrinkage.
 
         Args:
-            data: (N, *event), a tensor or an array (which may be memory-mapped), or an iterable of such blocks.
-            rank: how many eigenvalues to keep one by one; all by default.
+            data: (N, *event), a tensor or an array (which may be memory-mapped), an iterable of such blocks, or
+                :class:`~farfield.numerics.covariance_sums.MomentSums` of them.
+            rank: how many eigenvalues to keep one by one, or the fraction of the variance (between 0 and 1) that the
+                fewest of them have to keep; all by default.
             basis: ``"pca"`` for the eigenvectors of the covariance; ``"dct"`` for a covariance that is diagonal in the
                 cosine transform after a rotation of the channels, at the cost of O(d) memory.
             tail: what stands for the eigenvalues left out, their mean or zero.
+            shrinkage: draw the covariance towards a multiple of the identity, ``(1 − ρ) Σ + ρ tr Σ / d``, before the
+                rank is cut: ρ itself, or ``"ledoit_wolf"`` (Ledoit & Wolf 2004) or ``"oas"`` (Chen et al. 2010).
+            correction: the divisor is N minus this.
+            jitter: added to every eigenvalue.
 
         Raises:
             DataError: if the data are empty or hold values that are not finite.
-            ArgumentError: if ``basis`` is unknown, or ``"pca"`` in more than 4096 dimensions comes without a rank.
+            ArgumentError: if an option is unknown, or ``"pca"`` in more than 4096 dimensions comes without a rank.
         """
         from farfield.numerics import moments
 
-        data, wide = _is_wide(data)
-        if basis == "dct":
-            stats = moments.dct_moments(data)
-            spectrum = Spectrum.dct(tuple(stats.mean.shape), stats.values, stats.channel_basis)
-            spectrum = spectrum if rank is None else spectrum.truncate(min(rank, spectrum.rank), tail)
-            return cls(stats.mean, spectrum.double()) if wide else cls(stats.mean.float(), spectrum.float())
-        if basis != "pca":
+        regulariser = Regulariser(shrinkage, correction, jitter)
+        if basis not in ("pca", "dct"):
             raise ArgumentError(f"basis = {basis!r}; expected 'pca' or 'dct'")
-        mean, spectrum = moments.principal(data, rank, tail)
+        if isinstance(data, MomentSums):
+            wide = data.dtype == torch.float64
+        else:
+            data, wide = _is_wide(data)
+        if basis == "dct":
+            mean, spectrum = moments.transformed(data, rank, tail, regulariser)
+            spectrum = spectrum.double() if wide else spectrum.float()
+        else:
+            mean, spectrum = moments.principal(data, rank, tail, regulariser)
         return cls(mean if wide else mean.float(), spectrum)
+
+    @classmethod
+    def isotropic(cls, mean: Tensor, variance: float = 0.0) -> Gaussian:
+        """``N(mean, variance I)``; with variance 0 the mean alone, whose denoiser is constant and score ``(μ − x)/σ²``.
+
+        (Wang & Vastola 2024, Eq. 29.)
+        """
+        return cls(mean, Spectrum.isotropic(mean.numel(), variance))
+
+    @classmethod
+    def fit_isotropic(cls, data: Tensor | Iterable[Any], variance: bool = True) -> Gaussian:
+        """The isotropic law with the data's mean and, with ``variance``, their mean variance ``tr Σ/d``: one pass.
+
+        The mean is float64 where the data are, float32 otherwise. Arguments and errors as for :meth:`fit`.
+        """
+        data, wide = _is_wide(data)
+        run, squares = Shifted(), 0.0
+        for y in run.rows(data):
+            squares += float(y.square().sum())
+        mean = run.mean
+        total = max(squares / run.count - float((run.total / run.count).square().sum()), 0.0)
+        return cls.isotropic(mean if wide else mean.float(), total / mean.numel() if variance else 0.0)
 
     # -- the law ------------------------------------------------------------------------------------------------------
 
@@ -153,6 +192,30 @@ class Gaussian(Distribution):
             reason = "the covariance is singular" if sigma == 0 else "a noise level is not negative"
             raise ArgumentError(f"{name} = {sigma}: {reason}; expected a positive number")
         return level(sigma, self.spectrum.values.device, rows)
+
+    def posterior_spectrum(
+        self, x: Tensor, sigma: float | Tensor, count: int, **condition: Any
+    ) -> tuple[Tensor, Tensor]:
+        """``σ² λ_k/(λ_k + σ²)`` and the eigenvectors: the same for every state, as :meth:`Distribution.posterior_spectrum`."""
+        self.check_shape(x)
+        check_count(count, self.dim)
+        spectrum, rows = self.spectrum, x.shape[0]
+        s = level(sigma, spectrum.values.device, rows)
+        s2 = torch.as_tensor(s * s, dtype=torch.float64, device=spectrum.values.device).expand(rows, 1)
+        values, directions = spectrum.leading(count)
+        vectors = directions.to(x.dtype).view(1, count, *self.event_shape)
+        return s2 * values / (values + s2 + _TINY), vectors.expand(rows, *vectors.shape[1:])
+
+    def project(self, x: Tensor, noise: Tensor | None = None, tail: Tail = "zero") -> GaussianProjection:
+        """States projected once on the eigenvectors, for many levels and ranks: :mod:`farfield.distributions.projection`.
+
+        Args:
+            x: (B, *event); with ``noise`` z the clean part of the states ``x + σ z``.
+            noise: (B, *event).
+            tail: what stands for the eigenvalues beyond a rank asked for, zero or their mean.
+        """
+        self.check_shape(x)
+        return GaussianProjection(self, x, noise, tail)
 
     def colour(self, z: Tensor, sigma: float | Tensor = 0.0) -> Tensor:
         """White noise z (B, *event) to a draw of the law at level σ: ``μ + (Σ + σ²)^½ z``."""

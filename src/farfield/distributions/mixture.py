@@ -7,45 +7,41 @@ With ``A_i = Σ_i + σ² I`` and responsibilities ``w = softmax_i(log π_i + log
 
 (Wang & Vastola 2024, Eqs. 133-142.) Every ``Σ_i = U_i diag(λ_i) U_iᵀ + τ_i (I − U_i U_iᵀ)``; the bases lie side by
 side in one matrix, so that a batch costs two matrix products and the B×K×d residuals are never formed. Densities are
-assembled in float64: their terms are squared distances over σ², which float32 cannot hold at small σ.
+assembled in float64: their terms are squared distances over σ², which float32 cannot hold at small σ. A posterior mean
+needs only the weights that matter, and :mod:`farfield.distributions.mixture_pruning` tells which those are from one
+product in float32; it is used on the CPU, for large mixtures, wherever no derivative is recorded.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
+from farfield.distributions import mixture_pruning
 from farfield.distributions.base import Distribution, level
-from farfield.distributions.stacking import stack
+from farfield.distributions.curvature import check_count, mixture_spectrum
+from farfield.distributions.mixture_pruning import Pruned
+from farfield.distributions.mixture_terms import Terms
+from farfield.distributions.projection import MixtureProjection
+from farfield.distributions.stacking import Bases, stack
 from farfield.errors import ArgumentError, DataError
 from farfield.numerics import arrays
+from farfield.numerics.shrinkage import Regulariser, Shrinkage
 from farfield.numerics.spectrum import Spectrum, Tail
-
-_TINY = 1e-300
-#: Coefficients B·K·r held at a time: 128 MB in float64.
-_CHUNK = 1 << 24
-
-
-@dataclass
-class _Part:
-    """Components [start, stop): squared distances (B, k), coefficients c (B, k, r) and gains, all in float64."""
-
-    start: int
-    stop: int
-    c: Tensor
-    spread: Tensor
-    rest: Tensor
-    residual: Tensor
 
 
 class GaussianMixture(Distribution):
     """``Σ_i π_i N(μ_i, Σ_i)``.
+
+    Memory: the bases (K, d, r) in the type of the means, float32 or float64, and for float32 a correction (K, r, r); the
+    remaining statistics are float64 whatever ``.to(dtype)`` says. Float64 states on float32 bases cost no second copy;
+    float32 states on float64 bases cost a float32 one, made at the first call: ``.float()`` makes it the only one.
 
     Args:
         weights: π, (K,), non-negative; normalised to sum 1.
@@ -59,12 +55,16 @@ class GaussianMixture(Distribution):
 
     weights_: Tensor
     means: Tensor
+    log_weights: Tensor
     centre: Tensor
-    columns: Tensor
+    centred: Tensor
+    half_norms: Tensor
     values: Tensor
     mask: Tensor
     tails: Tensor
     tail_dims: Tensor
+    basis_means: Tensor
+    stacked: Bases
 
     def __init__(
         self,
@@ -82,7 +82,8 @@ class GaussianMixture(Distribution):
         if not bool(torch.isfinite(means).all()):
             raise ArgumentError("means holds values that are not finite")
         pi = pi / pi.sum()
-        bases, values, mask, tails = stack(covariances, count, self.dim, means.device)
+        dtype = torch.float64 if means.dtype == torch.float64 else torch.float32
+        stacked, values, mask, tails = stack(covariances, count, self.dim, dtype, means.device)
         centre = (pi @ means.detach().double().flatten(1)).detach()
         centred = means.detach().double().flatten(1) - centre
         self.components = count
@@ -92,123 +93,92 @@ class GaussianMixture(Distribution):
         low = torch.where(mask > 0, values, torch.inf).amin().item() if values.numel() else math.inf
         low_tail = torch.where(tail_dims > 0, tails, torch.inf).amin().item()
         self.smallest = min(low, low_tail)
-        wide = means.detach().dtype == torch.float64
-        self.register_buffer("means", means.detach().clone() if wide else means.detach().float().clone())
+        self.register_buffer("means", means.detach().to(dtype).clone())
         for name, value in {
             "weights_": pi,
             "log_weights": pi.log(),
             "centre": centre,
             "centred": centred,
             "half_norms": centred.square().sum(1) / 2,
-            # All bases side by side, (d, K·r): a slice of columns serves a matrix product without a copy.
-            "columns": bases.permute(1, 0, 2).reshape(self.dim, -1).contiguous(),
             "values": values,
             "mask": mask,
             "tails": tails,
             "tail_dims": tail_dims,
-            "basis_means": torch.einsum("kdr,kd->kr", bases, centred),
         }.items():
             self.register_buffer(name, value, persistent=False)
-        self._lift: Tensor | None = None
+        self.stacked = stacked
+        self.register_buffer("basis_means", self._basis_means(), persistent=False)
+
+    def _basis_means(self) -> Tensor:
+        """U_iᵀ (μ_i − centre), (K, r)."""
+        own = [self.stacked.project(self.centred[k : k + 1], slice(k, k + 1))[0] for k in range(self.components)]
+        return torch.cat(own)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> GaussianMixture:
         # The statistics stay in float64 through a change of type.
         before = {name: value for name, value in self._buffers.items() if name != "means" and value is not None}
+        dtype = self.stacked.rows.dtype
         super()._apply(fn, recurse)
         for name, value in before.items():
             now = self._buffers[name]
             if now is not None and now.dtype != value.dtype:
                 self._buffers[name] = value.to(now.device)
-        self._lift = None
+        if self.stacked.rows.dtype != dtype and not self.stacked.rows.is_meta:
+            self.basis_means = self._basis_means()
         return self
 
     @property
     def bases(self) -> Tensor:
-        """U_i for every component, (K, d, r) in float64; columns beyond a component's own rank are zero."""
-        return self.columns.view(self.dim, self.components, self.rank).permute(1, 0, 2)
+        """U_i for every component, (K, d, r); columns beyond a component's own rank are zero."""
+        return self.stacked.rows.transpose(1, 2)
 
     # -- evaluation ---------------------------------------------------------------------------------------------------
 
-    def _levels(self, sigma: float | Tensor, x: Tensor) -> Tensor | float:
-        """σ² as a number or (B, 1, 1) in float64."""
+    def _terms(self, x: Tensor, sigma: float | Tensor, index: Tensor | None = None) -> Terms:
+        """The batch met with every component in float64, or with those of an index."""
         s = level(sigma, x.device, x.shape[0])
-        return (s * s).reshape(-1, 1, 1) if isinstance(s, Tensor) else s * s
+        s2 = s * s
+        return Terms(self, x, s2.unsqueeze(-1) if isinstance(s2, Tensor) and s2.ndim else s2, index)
 
-    def _parts(self, y: Tensor, s2: Tensor | float) -> Iterator[_Part]:
-        half = y.square().sum(1, keepdim=True) / 2
-        step = max(1, _CHUNK // max(1, y.shape[0] * self.rank))
-        for i in range(0, self.components, step):
-            j = min(i + step, self.components)
-            squared = 2 * (half + self._buf("half_norms")[i:j] - y @ self._buf("centred")[i:j].T).clamp(min=0)
-            rest = self.tails[i:j] + (s2.squeeze(-1) if isinstance(s2, Tensor) else s2)
-            spread = self.values[i:j] + s2
-            if self.rank:
-                c = (y @ self.columns[:, i * self.rank : j * self.rank]).view(-1, j - i, self.rank)
-                c = c - self._buf("basis_means")[i:j]
-                residual = (squared - c.square().sum(-1)).clamp(min=0)
-            else:
-                c, residual = y.new_zeros(y.shape[0], j - i, 0), squared
-            residual = torch.where(self.tail_dims[i:j] > 0, residual, 0.0)
-            yield _Part(i, j, c, spread, rest, residual)
-
-    def _buf(self, name: str) -> Tensor:
-        value = self._buffers[name]
-        assert value is not None
-        return value
-
-    def _logits(self, part: _Part) -> Tensor:
-        """``log π_i + log N(x; μ_i, A_i)``, (B, k)."""
-        i, j = part.start, part.stop
-        tail_dims = self.tail_dims[i:j]
-        total = part.residual / (part.rest + _TINY) + tail_dims * torch.where(tail_dims > 0, part.rest, 1.0).log()
-        if self.rank:
-            total = total + (part.c.square() / (part.spread + _TINY)).sum(-1)
-            total = total + torch.where(self.mask[i:j] > 0, part.spread, 1.0).log().sum(-1)
-        return self._buf("log_weights")[i:j] - 0.5 * (total + self.dim * math.log(2 * math.pi))
-
-    def _prepare(self, x: Tensor, sigma: float | Tensor) -> tuple[Tensor, Tensor | float, list[_Part] | None, Tensor]:
-        """Centred states, σ², the parts when they fit in memory together, and the logits (B, K)."""
+    def _prunes(self, x: Tensor, sigma: float | Tensor) -> bool:
+        """Whether components are to be ruled out first: for large products on the CPU of which nothing is recorded."""
         self.check_shape(x)
-        y = x.flatten(1).double() - self.centre
-        s2 = self._levels(sigma, x)
-        keep: list[_Part] | None = [] if y.shape[0] * self.components * self.rank <= _CHUNK else None
-        logits = []
-        for part in self._parts(y, s2):
-            logits.append(self._logits(part))
-            if keep is not None:
-                keep.append(part)
-        return y, s2, keep, torch.cat(logits, 1)
+        level(sigma, x.device, x.shape[0])
+        size = x.shape[0] * self.components * self.rank * self.dim
+        if x.device.type != "cpu" or size < mixture_pruning.SMALL or self.components == 1:
+            return False
+        if x.dtype not in (torch.float32, torch.float64) or (x.dtype == self.stacked.rows.dtype == torch.float64):
+            return False
+        tensors = [x, sigma] if isinstance(sigma, Tensor) else [x]
+        if any(torch._C._functorch.is_functorch_wrapped_tensor(t) for t in tensors):
+            return False
+        recorded = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+        if recorded or any(forward_ad.unpack_dual(t).tangent is not None for t in tensors):
+            return False
+        return bool(torch.as_tensor(sigma).amin() > 0)
+
+    def _batches(self, call: Callable[..., Tensor], x: Tensor, sigma: float | Tensor) -> Tensor:
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+            return torch.cat([call(self, part, s2) for part, s2 in mixture_pruning.batches(self, x, sigma)])
+
+    def _logits(self, x: Tensor, sigma: float | Tensor) -> Tensor:
+        if self._prunes(x, sigma):
+            return self._batches(mixture_pruning.logits, x, sigma)
+        return self._terms(x, sigma).logits
 
     def forward(self, x: Tensor, sigma: float | Tensor, **condition: Any) -> Tensor:
-        """``Σ_i w_i (μ_i + Σ_i A_i⁻¹ (x − μ_i))``, shape and type of ``x``."""
-        y, s2, keep, logits = self._prepare(x, sigma)
-        w = logits.softmax(1)
+        """``Σ_i w_i (μ_i + Σ_i A_i⁻¹ (x − μ_i))``, shape and type of ``x``.
+
+        For float32 states weights are right to about 1e-5 and components that have less than 1e-9 together are left out.
+        """
+        if self._prunes(x, sigma):
+            return self._batches(mixture_pruning.mean, x, sigma).view(x.shape)
+        terms = self._terms(x, sigma)
+        w = terms.logits.softmax(1)
         result = self.centre.to(x.dtype)
-        for part in keep if keep is not None else self._parts(y, s2):
-            result = result + self._mean(part, w[:, part.start : part.stop], y, x.dtype)
+        for part in terms.parts():
+            result = result + terms.mean(part, w, x.dtype)
         return result.view(x.shape)
-
-    def _mean(self, part: _Part, w: Tensor, y: Tensor, dtype: torch.dtype) -> Tensor:
-        """``Σ_i w_i (d_i − centre)`` over one part, for any weights: (B, d)."""
-        i, j = part.start, part.stop
-        tail = self.tails[i:j] / (part.rest + _TINY)
-        result = ((w * (1 - tail)) @ self._buf("centred")[i:j]).to(dtype)
-        result = result + ((w * tail).sum(1, keepdim=True) * y).to(dtype)
-        if self.rank:
-            gain = self.values[i:j] / (part.spread + _TINY) - tail.unsqueeze(-1)
-            result = result + self._raise((w.unsqueeze(-1) * gain * part.c).flatten(1), i, j, dtype)
-        return result
-
-    def _raise(self, coefficients: Tensor, i: int, j: int, dtype: torch.dtype) -> Tensor:
-        """``Σ_i U_i a_i`` from coefficients (B, k·r)."""
-        columns = self.columns
-        if dtype != columns.dtype:
-            if self._lift is None or self._lift.dtype != dtype or self._lift.device != columns.device:
-                # An ordinary tensor, of use outside of inference mode too.
-                with torch.inference_mode(False):
-                    self._lift = columns.to(dtype)
-            columns = self._lift
-        return coefficients.to(dtype) @ columns[:, i * self.rank : j * self.rank].T
 
     def log_prob(self, x: Tensor, sigma: float | Tensor = 0.0, **condition: Any) -> Tensor:
         """``log Σ_i π_i N(x; μ_i, Σ_i + σ² I)``, (B,) in float64.
@@ -218,64 +188,76 @@ class GaussianMixture(Distribution):
         """
         if not isinstance(sigma, Tensor) and not (sigma > 0 or (sigma == 0 and self.smallest > 0)):
             raise ArgumentError(f"sigma = {sigma}: a covariance is singular or the level negative; expected sigma > 0")
-        return self._prepare(x, sigma)[3].logsumexp(1)
+        return self._logits(x, sigma).logsumexp(1)
 
     def weights(self, x: Tensor, sigma: float | Tensor) -> Tensor:
-        """Responsibilities w, (B, K) in float64: the probability that x came from component i."""
-        return self._prepare(x, sigma)[3].softmax(1)
+        """Responsibilities w, (B, K) in float64: the probability that x came from component i.
+
+        Components that are certain to have less than 1e-30 together may get exactly 0.
+        """
+        return self._logits(x, sigma).softmax(1)
+
+    def prune(self, x: Tensor, sigma: float | Tensor, eps: float = 1e-9) -> Pruned:
+        """Which components can matter: those left out have, for each state, at most ``eps`` of the weight together.
+
+        One product with the bases in float32, with a bound on its rounding; see
+        :mod:`farfield.distributions.mixture_pruning`.
+
+        Args:
+            x: (B, *event).
+            sigma: a positive number, () or (B,).
+            eps: in (0, 1).
+
+        Raises:
+            ArgumentError: if ``eps`` or ``sigma`` is out of range.
+        """
+        if not 0 < eps < 1:
+            raise ArgumentError(f"eps = {eps}; expected a number between 0 and 1")
+        self.check_shape(x)
+        level(sigma, x.device, x.shape[0])
+        if not bool(torch.as_tensor(sigma).amin() > 0):
+            raise ArgumentError(f"sigma = {sigma}; expected a positive level")
+        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+            found = [
+                mixture_pruning.Screen(self, part.flatten(1).double() - self.centre, s2, eps)
+                for part, s2 in mixture_pruning.batches(self, x, sigma)
+            ]
+        return Pruned(torch.cat([s.kept for s in found]), torch.cat([s.discarded for s in found]))
+
+    def _alive(self, x: Tensor, sigma: float | Tensor) -> Tensor | None:
+        """The components that matter to any of the states, or None for all."""
+        if not self._prunes(x, sigma):
+            return None
+        return torch.nonzero(self.prune(x, sigma, 1e-15).kept.any(0)).squeeze(1)
 
     def jvp(self, x: Tensor, sigma: float | Tensor, v: Tensor, **condition: Any) -> tuple[Tensor, Tensor]:
         """``D(x, σ)`` and ``(∂D/∂x) v`` in closed form."""
-        y, s2, keep, logits = self._prepare(x, sigma)
-        w = logits.softmax(1)
-        u = v.flatten(1).double()
-        parts = keep if keep is not None else list[_Part]()
-        slopes = []
-        for part in parts or self._parts(y, s2):
-            slopes.append(self._slope(part, y, u)[0])
-        slope = torch.cat(slopes, 1)
-        tilt = w * (slope - (w * slope).sum(1, keepdim=True))
-        value, product = self.centre.to(x.dtype), torch.zeros_like(x).flatten(1)
-        for part in parts or self._parts(y, s2):
-            i, j = part.start, part.stop
-            value = value + self._mean(part, w[:, i:j], y, x.dtype)
-            product = product + self._mean(part, tilt[:, i:j], y, x.dtype)
-            tail = self.tails[i:j] / (part.rest + _TINY)
-            product = product + ((w[:, i:j] * tail).sum(1, keepdim=True) * u).to(x.dtype)
-            if self.rank:
-                gain = self.values[i:j] / (part.spread + _TINY) - tail.unsqueeze(-1)
-                moved = w[:, i:j].unsqueeze(-1) * gain * self._slope(part, y, u)[1]
-                product = product + self._raise(moved.flatten(1), i, j, x.dtype)
+        value, product = self._terms(x, sigma, self._alive(x, sigma)).jvp(v, x.dtype)
         return value.view(x.shape), product.view(x.shape)
-
-    def _slope(self, part: _Part, y: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-        """``s_i · u`` (B, k) and ``U_iᵀ u`` (B, k, r)."""
-        i, j = part.start, part.stop
-        along = (y * u).sum(1, keepdim=True) - u @ self._buf("centred")[i:j].T
-        if not self.rank:
-            return -along / (part.rest + _TINY), part.c
-        c = (u @ self.columns[:, i * self.rank : j * self.rank]).view(-1, j - i, self.rank)
-        along = torch.where(self.tail_dims[i:j] > 0, along - (part.c * c).sum(-1), 0.0)
-        return -(along / (part.rest + _TINY) + (part.c * c / (part.spread + _TINY)).sum(-1)), c
 
     def trace(self, x: Tensor, sigma: float | Tensor, **condition: Any) -> Tensor:
         """``tr ∂D/∂x = Σ w_i tr(Σ_i A_i⁻¹) + σ² (Σ w_i ‖s_i‖² − ‖Σ w_i s_i‖²)``, (B,) in float64."""
-        y, s2, keep, logits = self._prepare(x, sigma)
-        w = logits.softmax(1)
-        flat = s2.view(-1) if isinstance(s2, Tensor) else s2
-        total, mean = torch.zeros_like(y[:, 0]), torch.zeros_like(y)
-        for part in keep if keep is not None else self._parts(y, s2):
-            i, j = part.start, part.stop
-            wi = w[:, i:j]
-            own = self.tail_dims[i:j] * (self.tails[i:j] / (part.rest + _TINY))
-            norm = part.residual / (part.rest + _TINY) ** 2
-            if self.rank:
-                own = own + (self.values[i:j] / (part.spread + _TINY)).sum(-1)
-                norm = norm + (part.c / (part.spread + _TINY)).square().sum(-1)
-            total = total + (wi * (own + flat_column(flat) * norm)).sum(1)
-            mean = mean + self._mean(part, wi, y, torch.float64)
-        score = (mean - y).square().sum(1) / flat
-        return total - score
+        return self._terms(x, sigma, self._alive(x, sigma)).trace()
+
+    def posterior_spectrum(
+        self, x: Tensor, sigma: float | Tensor, count: int, **condition: Any
+    ) -> tuple[Tensor, Tensor]:
+        """As :meth:`Distribution.posterior_spectrum`, from the bases and means of the components that carry weight."""
+        self.check_shape(x)
+        check_count(count, self.dim)
+        values, vectors = mixture_spectrum(self, x, sigma, count)
+        return values, vectors.to(x.dtype).view(x.shape[0], count, *self.event_shape)
+
+    def project(self, x: Tensor, noise: Tensor | None = None, tail: Tail = "zero") -> MixtureProjection:
+        """States projected once on all bases, for many levels and ranks: :mod:`farfield.distributions.projection`.
+
+        Args:
+            x: (B, *event); with ``noise`` z the clean part of the states ``x + σ z``.
+            noise: (B, *event).
+            tail: what stands for the eigenvalues beyond a rank asked for, zero or their mean.
+        """
+        self.check_shape(x)
+        return MixtureProjection(self, x, noise, tail)
 
     # -- sampling -----------------------------------------------------------------------------------------------------
 
@@ -289,7 +271,7 @@ class GaussianMixture(Distribution):
         result = self.means.flatten(1)[choice] + tail[choice].unsqueeze(1).to(z.dtype) * z
         if self.rank:
             for k in torch.unique(choice).tolist():
-                rows, basis = choice == k, self.bases[k].to(z.dtype)
+                rows, basis = choice == k, self.stacked.straight(k).to(z.dtype)
                 gain = ((self.values[k] + sigma**2).sqrt() - tail[k]) * self.mask[k]
                 result[rows] += ((z[rows] @ basis) * gain.to(z.dtype)) @ basis.T
         return result.view(n, *self.event_shape)
@@ -301,41 +283,62 @@ class GaussianMixture(Distribution):
         cls,
         data: Tensor | np.ndarray,
         components: int,
-        rank: int | None = None,
+        rank: int | float | None = None,
         seed: int = 0,
         tail: Tail = "mean",
         floor: float = 0.0,
+        shrinkage: Shrinkage = None,
+        shared_basis: bool = False,
+        refine: int = 0,
+        correction: int = 0,
+        jitter: float = 0.0,
     ) -> GaussianMixture:
         """Mini-batch k-means, then mean, covariance (divisor N_i) and frequency of every cluster.
 
         (Wang & Vastola 2024, A.5.) Without a rank the mixture has exactly the data's mean and covariance. Empty
-        clusters are dropped; a cluster of one point is a point mass.
+        clusters are dropped; a cluster of one point is a point mass. With ``tail="mean"`` every component is the
+        probabilistic PCA of its cluster (Tipping & Bishop 1999). For many K and ranks see ``MixtureFamily``.
 
         Args:
-            data: (N, *event).
+            data: (N, *event), which may be memory-mapped.
             components: the number of clusters asked for.
-            rank: eigenvalues kept for each component; all by default.
+            rank: eigenvalues kept for each component, or the fraction of its variance (between 0 and 1) that they
+                have to keep; all by default.
             seed: of the clustering.
             tail: what stands for the eigenvalues left out, their mean or zero.
             floor: no eigenvalue is smaller than this.
+            shrinkage: of each covariance towards a multiple of the identity, as for :meth:`Gaussian.fit`.
+            shared_basis: make all components diagonal in the principal axes of the whole set, ``rank`` of them.
+            refine: how many iterations of expectation maximisation follow; see ``mixture_em.refine``.
+            correction: the divisor is N_i minus this; for single points it makes no difference.
+            jitter: added to every eigenvalue.
         """
         from farfield.distributions.mixture_fit import fit
 
-        return cls(*fit(data, components, rank, seed, tail, floor))
+        regulariser = Regulariser(shrinkage, correction, jitter)
+        return cls(*fit(data, components, rank, seed, tail, floor, regulariser, shared_basis, refine))
 
     @classmethod
     def per_class(
         cls,
         data: Tensor | np.ndarray,
         labels: Tensor | Sequence[int],
-        rank: int | None = None,
+        rank: int | float | None = None,
         tail: Tail = "mean",
         floor: float = 0.0,
+        shrinkage: Shrinkage = None,
+        minimum: int = 0,
+        correction: int = 0,
+        jitter: float = 0.0,
     ) -> GaussianMixture:
-        """One component for each label (N,) that occurs, in ascending order; arguments as for :meth:`fit`."""
+        """One component for each label (N,) that occurs, in ascending order; arguments as for :meth:`fit`.
+
+        A class of fewer than ``minimum`` points gets the covariance within the classes, pooled over all of them.
+        """
         from farfield.distributions.mixture_fit import per_class
 
-        return cls(*per_class(data, labels, rank, tail, floor))
+        regulariser = Regulariser(shrinkage, correction, jitter)
+        return cls(*per_class(data, labels, rank, tail, floor, regulariser, minimum))
 
     # -- JSON ---------------------------------------------------------------------------------------------------------
 
@@ -368,8 +371,3 @@ class GaussianMixture(Distribution):
             return cls(weights, means, spectra)
         except ArgumentError as error:
             raise DataError(f"not a stored mixture: {error}") from error
-
-
-def flat_column(s2: Tensor | float) -> Tensor | float:
-    """σ² (B,) as a column, a number as it is."""
-    return s2.unsqueeze(1) if isinstance(s2, Tensor) else s2

@@ -21,6 +21,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from farfield.distributions.base import unit_roundoff
 from farfield.errors import DataError
 from farfield.numerics.streaming import OnlineSoftmax
 from farfield.processes import Process
@@ -165,7 +166,7 @@ class Points:
             tolerance = FRESH_TOLERANCE if self.fresh else TOLERANCE
             if len(request.tilts) > 1:
                 tolerance = FINE_TOLERANCE
-            direct = (self._unit() * (norms * self.largest + self.largest_half)) * steep <= tolerance
+            direct = (unit_roundoff() * (norms * self.largest + self.largest_half)) * steep <= tolerance
             if bool(direct.all()):
                 return self._direct(request, process, wide=False)
             result = self._empty(request)
@@ -214,11 +215,6 @@ class Points:
         """m₀, the kernel's slope at the distance from x (R, d) of an average point: (R,)."""
         typical = (x.double() - self.centre.double()).square().sum(1) + 2 * self.shift
         return slope(process, typical, sigma, self.dim)
-
-    def _unit(self) -> float:
-        """Unit roundoff of a float32 matrix product as configured; TF32 keeps 11 bits, bfloat16 8."""
-        precision = torch.get_float32_matmul_precision()
-        return {"highest": 2.0**-24, "high": 2.0**-11}.get(precision, 2.0**-8)
 
     def _steepness(self, norms: Tensor, sigma: Tensor, process: Process) -> Tensor:
         if process.gaussian:
@@ -289,7 +285,7 @@ class Points:
         sigma = request.sigma.unsqueeze(1)
         exact, centre = x.double(), self.centre.double()
         constant = (exact.square().sum(1) / 2 + exact @ centre + self.shift).unsqueeze(1)
-        unit = self._unit()
+        unit = unit_roundoff()
         error = unit * ((math.sqrt(dim) + 4) * norms * self.largest + 4 * (self.largest_half + norms * centre.norm()))
         error = error.unsqueeze(1)
         margin = math.log(self.count / DISCARD)

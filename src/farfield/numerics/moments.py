@@ -1,15 +1,14 @@
-"""Means and covariances of data that need not fit in memory twice.
+"""Means and covariances of data that need not fit in memory twice: the passes behind every fit.
 
-Blocks are shifted by the mean of the first block and accumulated in float64, so that a mean far from zero costs no
-digits (Chan, Golub & LeVeque 1983): ``Σ = E[y yᵀ] − E[y] E[y]ᵀ`` with ``y = x − shift``. The divisor is N, so that a
-mixture made of cluster statistics has exactly the covariance of its data (law of total covariance).
+The sums themselves, which can be merged and kept in files, are :class:`MomentSums`. The divisor is N, so that a mixture
+made of cluster statistics has exactly the covariance of its data (law of total covariance).
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,20 +17,26 @@ import torch
 from torch import Tensor
 
 from farfield.errors import ArgumentError, DataError
+from farfield.numerics.covariance import block_size, blocks
+from farfield.numerics.covariance_leading import DENSE_LIMIT, Leading, check_rank, dense, gram, kept, krylov
+from farfield.numerics.covariance_sums import Moments, MomentSums, Shifted
 from farfield.numerics.dct import apply_axes, dct_matrix, layout
+from farfield.numerics.shrinkage import PLAIN, Regulariser
 from farfield.numerics.spectrum import Spectrum, Tail
 
-#: Above this many coordinates a d×d matrix in float64 passes 128 MB and its eigendecomposition a minute.
-DENSE_LIMIT = 4096
-
-
-@dataclass(frozen=True)
-class Moments:
-    """Sample statistics: ``count`` N, ``mean`` (*event) and ``covariance`` (d, d), float64, divisor N."""
-
-    count: int
-    mean: Tensor
-    covariance: Tensor
+__all__ = [
+    "DENSE_LIMIT",
+    "MomentSums",
+    "Moments",
+    "TransformMoments",
+    "block_size",
+    "blocks",
+    "dct_moments",
+    "mean_of",
+    "moments",
+    "principal",
+    "transformed",
+]
 
 
 @dataclass(frozen=True)
@@ -44,62 +49,8 @@ class TransformMoments:
     channel_basis: Tensor | None
 
 
-def block_size(dim: int, limit: int = 4096) -> int:
-    """Rows of a block such that its float64 copy stays near 32 MB."""
-    return max(1, min(limit, (1 << 22) // max(dim, 1)))
-
-
-def blocks(data: Tensor | Iterable[Any], size: int | None = None) -> Iterator[Tensor]:
-    """The data as tensors (n, *event): slices of a tensor or array, or the blocks of an iterable as they come."""
-    if isinstance(data, Tensor | np.ndarray):
-        rows = size if size is not None else block_size(math.prod(data.shape[1:]))
-        for i in range(0, data.shape[0], rows):
-            part = data[i : i + rows]
-            # A read-only or memory-mapped slice is copied here, one block at a time.
-            yield part if isinstance(part, Tensor) else torch.from_numpy(np.array(part))
-        return
-    for part in data:
-        yield part if isinstance(part, Tensor) else torch.from_numpy(np.array(part))
-
-
-class _Shifted:
-    """Shared by the passes: flattens and shifts blocks, counts them, checks them."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.event: tuple[int, ...] = ()
-        self.shift = torch.zeros(0)
-        self.total = torch.zeros(0)
-
-    def rows(self, data: Tensor | Iterable[Any]) -> Iterator[Tensor]:
-        for part in blocks(data):
-            if part.ndim < 2 or part.shape[0] == 0:
-                if part.ndim < 2:
-                    raise DataError(f"a block of data has shape {tuple(part.shape)}; expected (N, *event)")
-                continue
-            y = part.detach().to(torch.float64).flatten(1)
-            if not self.count:
-                self.event = tuple(part.shape[1:])
-                self.shift = y.mean(0)
-                self.total = torch.zeros_like(self.shift)
-            elif tuple(part.shape[1:]) != self.event:
-                raise DataError(f"a block of data has events of shape {tuple(part.shape[1:])}; expected {self.event}")
-            y = y - self.shift
-            self.count += y.shape[0]
-            self.total += y.sum(0)
-            yield y
-        if not self.count:
-            raise DataError("the data are empty")
-        if not bool(torch.isfinite(self.total).all()):
-            raise DataError("the data hold values that are not finite")
-
-    @property
-    def mean(self) -> Tensor:
-        return (self.shift + self.total / self.count).view(self.event)
-
-
 def moments(data: Tensor | Iterable[Any]) -> Moments:
-    """Mean and covariance in one pass: float64, divisor N.
+    """Mean and covariance in one pass: float64, divisor N. Memory: one block and one d×d matrix.
 
     Args:
         data: (N, *event) tensor or array (which may be memory-mapped), or an iterable of such blocks.
@@ -107,20 +58,12 @@ def moments(data: Tensor | Iterable[Any]) -> Moments:
     Raises:
         DataError: if the data are empty, change shape, or hold values that are not finite.
     """
-    run = _Shifted()
-    second = torch.zeros(0)
-    for y in run.rows(data):
-        if not second.numel():
-            second = torch.zeros(y.shape[1], y.shape[1], dtype=torch.float64, device=y.device)
-        second.addmm_(y.T, y)
-    offset = run.total / run.count
-    covariance = second.div_(run.count).sub_(torch.outer(offset, offset))
-    return Moments(run.count, run.mean, (covariance + covariance.T) / 2)
+    return MomentSums().update(data).finish()
 
 
 def mean_of(data: Tensor | Iterable[Any]) -> tuple[int, Tensor]:
     """Count and mean in one pass: N and (*event) in float64."""
-    run = _Shifted()
+    run = Shifted()
     for _ in run.rows(data):
         pass
     return run.count, run.mean
@@ -131,7 +74,7 @@ def dct_moments(data: Tensor | Iterable[Any]) -> TransformMoments:
 
     The rotation diagonalises the covariance of the channels averaged over frequencies.
     """
-    run = _Shifted()
+    run = Shifted()
     second, matrices = torch.zeros(0), list[Tensor]()
     channels, space = 1, tuple[int, ...]()
 
@@ -146,6 +89,7 @@ def dct_moments(data: Tensor | Iterable[Any]) -> TransformMoments:
             second = torch.zeros(math.prod(space), channels, channels, dtype=torch.float64, device=y.device)
         c = transform(y)
         second += c.transpose(1, 2) @ c
+    run.check()
     offset = transform((run.total / run.count).unsqueeze(0))
     second = second / run.count - offset.transpose(1, 2) @ offset
     if channels == 1:
@@ -155,17 +99,34 @@ def dct_moments(data: Tensor | Iterable[Any]) -> TransformMoments:
     return TransformMoments(run.count, run.mean, values.flatten().clamp(min=0), rotation)
 
 
-def principal(data: Tensor | Iterable[Any], rank: int | None = None, tail: Tail = "mean") -> tuple[Tensor, Spectrum]:
-    """Mean (*event) and spectrum of the covariance, all of it or the leading ``rank`` eigenpairs.
+def principal(
+    data: Tensor | Iterable[Any] | MomentSums,
+    rank: int | float | None = None,
+    tail: Tail = "mean",
+    regulariser: Regulariser = PLAIN,
+) -> tuple[Tensor, Spectrum]:
+    """Mean (*event) and spectrum of the covariance, all of it or its leading part.
 
-    Up to 4096 coordinates the covariance is decomposed exactly; above, the leading eigenpairs come from a block Krylov
-    space (Musco & Musco 2015) in five passes, and the covariance is never formed.
+    Up to 4096 coordinates the covariance is decomposed exactly, and so is the matrix of products of up to 4096 points
+    that are fewer than their coordinates; otherwise the leading eigenpairs come from a block Krylov space (Musco &
+    Musco 2015) in six passes, and the covariance is never formed.
+
+    Args:
+        data: (N, *event), an iterable of such blocks, or sums of it.
+        rank: eigenvalues to keep, or the fraction of the variance that they must keep; all by default.
+        tail: what stands for the eigenvalues left out, their mean or zero.
+        regulariser: what is done to the eigenvalues before the covariance is cut to its rank.
 
     Raises:
-        ArgumentError: if more than 4096 coordinates come without a rank, or data that can be read only once.
+        ArgumentError: for a bad rank, or if more than 4096 coordinates come without a rank, or as data
+            that can be read only once.
     """
-    if rank is not None and rank < 0:
-        raise ArgumentError(f"rank = {rank}; expected at least 0")
+    check_rank(rank)
+    if isinstance(data, MomentSums):
+        mean, own = data.mean, data.spectrum()
+        assert own.basis is not None
+        found = Leading(own.values, own.basis, own.trace, float(own.values.square().sum()), True, data.fourth)
+        return _finish(mean, data.count, found, rank, tail, regulariser, data.dtype == torch.float64)
     once = False
     if not isinstance(data, Tensor | np.ndarray):
         # The first block tells the shape; an iterator gets it back.
@@ -179,64 +140,66 @@ def principal(data: Tensor | Iterable[Any], rank: int | None = None, tail: Tail 
     else:
         shape, wide = tuple(data.shape[1:]), str(data.dtype).endswith("float64")
         if 0 < data.shape[0] < math.prod(shape) and data.shape[0] <= DENSE_LIMIT:
-            mean, spectrum = _gram(data)
-            if rank is not None:
-                spectrum = spectrum.truncate(min(rank, spectrum.rank), tail)
-            return mean, spectrum if wide else spectrum.float()
+            count, mean = mean_of(data)
+            points = data.detach() if isinstance(data, Tensor) else data
+            found = gram(points.reshape(count, -1), mean.flatten(), rank)
+            return _finish(mean, count, found, rank, tail, regulariser, wide)
     if math.prod(shape) <= DENSE_LIMIT:
-        stats = moments(data)
-        spectrum = Spectrum.from_covariance(stats.covariance)
-        if rank is not None:
-            spectrum = spectrum.truncate(min(rank, spectrum.rank), tail)
-        return stats.mean, spectrum if wide else spectrum.float()
+        sums = MomentSums().update(data)
+        sums.check()
+        fourth = sums.fourth if regulariser.shrinkage == "ledoit_wolf" else None
+        stats = sums.finish()
+        return _finish(stats.mean, stats.count, dense(stats.covariance, rank, fourth), rank, tail, regulariser, wide)
     if rank is None or once:
         need = "give rank" if rank is None else "give data that can be read several times"
         raise ArgumentError(
             f"the data have {math.prod(shape)} coordinates, and a full covariance is formed up to {DENSE_LIMIT}: "
             f"{need}, or basis='dct'"
         )
-    return _krylov(data, min(rank, math.prod(shape)), tail)
+    count, mean = mean_of(data)
+    rank = min(rank, math.prod(shape)) if isinstance(rank, int) else rank
+    return _finish(mean, count, krylov(data, mean.flatten(), rank), rank, tail, regulariser, wide)
 
 
-def _gram(data: Tensor | np.ndarray) -> tuple[Tensor, Spectrum]:
-    """The spectrum from the N×N products of fewer points than coordinates; its rank is that of the data."""
-    _, mean = mean_of(data)
-    points = torch.as_tensor(np.array(data) if isinstance(data, np.ndarray) else data).to(torch.float64).flatten(1)
-    points = points - mean.flatten()
-    values, vectors = torch.linalg.eigh(points @ points.T / points.shape[0])
-    values, vectors = values.flip(0).clamp(min=0), vectors.flip(1)
-    keep = values > 1e-12 * float(values[0])
-    values, vectors = values[keep], vectors[:, keep]
-    # Small directions come out of the product slightly oblique; QR in descending order squares them up.
-    basis = torch.linalg.qr(points.T @ vectors)[0] if values.numel() else points.new_zeros(points.shape[1], 0)
-    return mean, Spectrum.low_rank(basis, values, 0.0)
+def _finish(
+    mean: Tensor,
+    count: int,
+    found: Leading,
+    rank: int | float | None,
+    tail: Tail,
+    regulariser: Regulariser,
+    wide: bool,
+) -> tuple[Tensor, Spectrum]:
+    line = regulariser.line(count, mean.numel(), found.trace, found.squares, found.fourth)
+    spectrum = found.spectrum(rank, tail, *line)
+    return mean, spectrum if wide else spectrum.float()
 
 
-def _krylov(data: Tensor | Iterable[Any], rank: int, tail: Tail) -> tuple[Tensor, Spectrum]:
-    _, mean = mean_of(data)
-    centre = mean.flatten()
-    generator = torch.Generator().manual_seed(0)
-    start = torch.randn(centre.shape[0], rank + 8, generator=generator, dtype=torch.float64).to(centre.device)
-    space = [torch.linalg.qr(start)[0]]
-    total, count = torch.zeros((), dtype=torch.float64, device=centre.device), 0
+def transformed(
+    data: Tensor | Iterable[Any] | MomentSums,
+    rank: int | float | None = None,
+    tail: Tail = "mean",
+    regulariser: Regulariser = PLAIN,
+) -> tuple[Tensor, Spectrum]:
+    """Mean (*event) and a covariance that is diagonal in the cosine transform, in one pass with O(C d) memory.
 
-    def product(q: Tensor) -> Tensor:
-        """``N Σ q``, one pass over the data."""
-        result = torch.zeros_like(q)
-        for part in blocks(data):
-            y = part.to(torch.float64).flatten(1) - centre
-            result.addmm_(y.T, y @ q)
-        return result
+    Arguments as for :func:`principal`, but the intensity of shrinkage has to be a number: its estimates are about the
+    d(d + 1)/2 entries of a full covariance, and here are only d.
 
-    for part in blocks(data):
-        total += (part.to(torch.float64).flatten(1) - centre).square().sum()
-        count += part.shape[0]
-    for _ in range(3):
-        space.append(torch.linalg.qr(product(space[-1]))[0])
-    basis = torch.linalg.qr(torch.cat(space, 1))[0][:, : centre.shape[0]]
-    small = basis.T @ product(basis) / count
-    values, vectors = torch.linalg.eigh((small + small.T) / 2)
-    values, vectors = values.flip(0)[:rank].clamp(min=0), basis @ vectors.flip(1)[:, :rank]
-    rest = (float(total) / count - float(values.sum())) / max(centre.shape[0] - rank, 1)
-    level = max(rest, 0.0) if tail == "mean" and rank < centre.shape[0] else 0.0
-    return mean, Spectrum.low_rank(vectors.float(), values, level)
+    Raises:
+        ArgumentError: for a bad rank, an estimated intensity, or sums in place of data.
+    """
+    check_rank(rank)
+    if isinstance(data, MomentSums):
+        raise ArgumentError("sums hold a full covariance; with basis='dct' give the data themselves")
+    if isinstance(regulariser.shrinkage, str):
+        raise ArgumentError(
+            f"shrinkage = {regulariser.shrinkage!r} is for a full covariance; with basis='dct' give a number"
+        )
+    stats = dct_moments(data)
+    factor, level = regulariser.line(stats.count, len(stats.values), float(stats.values.sum()))
+    values = factor * stats.values + level
+    spectrum = Spectrum.dct(tuple(stats.mean.shape), values, stats.channel_basis)
+    if rank is not None:
+        spectrum = spectrum.truncate(kept(rank, values.sort(descending=True).values, float(values.sum())), tail)
+    return stats.mean, spectrum

@@ -284,6 +284,28 @@ class Spectrum(nn.Module):
         matrix = self.filter(eye, self.values, self.tail)
         return (matrix + matrix.T) / 2
 
+    def leading(self, count: int) -> tuple[Tensor, Tensor]:
+        """The ``count`` largest eigenvalues, descending, (count,) in float64, and unit eigenvectors (count, d).
+
+        Vectors of the tail are any orthonormal ones outside of U.
+        """
+        order = torch.argsort(self.values, descending=True, stable=True)
+        extra = min(count, self.tail_dim)
+        values = torch.cat((self.values[order], self.values.new_full((extra,), self.tail)))
+        chosen = torch.argsort(values, descending=True, stable=True)[:count]
+        inside = chosen < self.rank
+        dtype = self.basis.dtype if self.basis is not None else torch.float64
+        vectors = torch.zeros(count, self.dim, dtype=dtype, device=values.device)
+        eye = torch.zeros(int(inside.sum()), self.rank, dtype=dtype, device=values.device)
+        eye[torch.arange(eye.shape[0], device=eye.device), order[chosen[inside]]] = 1
+        vectors[inside] = self.expand(eye)
+        if eye.shape[0] < count:
+            assert self.basis is not None
+            filling = torch.randn(self.dim, extra, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+            span = torch.linalg.qr(torch.cat((self.basis.double(), filling.to(values.device)), 1))[0]
+            vectors[~inside] = span[:, self.rank : self.rank + count - eye.shape[0]].T.to(dtype)
+        return values[chosen], vectors
+
     def truncate(self, rank: int, tail: Tail = "mean") -> Spectrum:
         """Keep the ``rank`` largest eigenvalues and replace the others by their mean or by zero.
 
