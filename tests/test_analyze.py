@@ -68,14 +68,16 @@ def test_every_option_has_a_default():
     """The list of analyses shows the default of each option, so each has one."""
     for found in ANALYSES.values():
         found.options()
-        assert found.about and not found.about.endswith(".")
+        assert found.about
+        assert not found.about.endswith(".")
 
 
 def test_the_command_lists_what_there_is(capsys):
     """Without a model: the names and their options."""
     assert main(["analyze"]) == 0
     out = capsys.readouterr().out
-    assert "fidelity" in out and "protocol=noised" in out
+    assert "fidelity" in out
+    assert "protocol=noised" in out
     assert main(["analyze", "--json"]) == 0
     assert {a["name"] for a in json.loads(capsys.readouterr().out)} == set(ANALYSES)
 
@@ -86,12 +88,15 @@ def test_the_command_prints_tables_json_and_files(tmp_path, capsys):
     few = ["queries=4", "sigmas=[10, 1]", "components=2"]
     assert main(["analyze", "digits", *few, "--out", str(out)]) == 0
     text = capsys.readouterr().out
-    assert "unexplained fraction" in text and text.rstrip().endswith(str(out))
+    assert "unexplained fraction" in text
+    assert text.rstrip().endswith(str(out))
     assert json.loads((out / "fidelity.json").read_text())["sigmas"] == [10.0, 1.0]
     assert (out / "fidelity.png").read_bytes()[:4] == b"\x89PNG"
     assert main(["analyze", "digits", *few, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["analysis"] == "fidelity" and found["model"] == "digits" and found["queries"] == 4
+    assert found["analysis"] == "fidelity"
+    assert found["model"] == "digits"
+    assert found["queries"] == 4
 
 
 def test_mistakes_are_one_line(tmp_path, capsys):
@@ -107,4 +112,5 @@ def test_mistakes_are_one_line(tmp_path, capsys):
     ):
         assert main(["analyze", *args]) == 2
         error = capsys.readouterr().err
-        assert message in error and error.count("\n") == 1, error
+        assert message in error, error
+        assert error.count("\n") == 1, error

@@ -12,7 +12,7 @@ from farfield.distributions import Gaussian
 from farfield.interop import load
 from farfield.metrics import sample_quality
 from farfield.sampling import Sampler, karras, spectral
-from farfield.training import load_config, to_dict
+from farfield.training import from_dict, load_config
 
 ROOT = Path(__file__).parents[1]
 
@@ -25,7 +25,7 @@ def digits():
 def test_card_names_configuration_data_and_quality(digits):
     model, data = digits
     training = model.card["training"]
-    assert training["config"] == to_dict(load_config(ROOT / "configs/digits.yaml"))
+    assert from_dict(training["config"]) == load_config(ROOT / "configs/digits.yaml")
     assert training["data"] == {"name": "digits", "count": 1500, "digest": data.train.digest}
     assert len(data.validation) == 297
     quality = training["metrics"]["quality"]

@@ -10,7 +10,7 @@ import torch
 
 from farfield import Empirical, Gaussian, Sampler, karras, load
 from farfield.data import load as load_data
-from farfield.training import load_config, to_dict
+from farfield.training import from_dict, load_config
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "src/farfield/interop/bundled/cifar10"
@@ -30,7 +30,7 @@ def images() -> torch.Tensor:
 
 def test_card_names_configuration_data_and_quality(model) -> None:
     training = model.card["training"]
-    assert training["config"] == to_dict(load_config(ROOT / "configs/cifar10-16.yaml"))
+    assert from_dict(training["config"]) == load_config(ROOT / "configs/cifar10-16.yaml")
     assert training["data"]["count"] == 45_000
     figures = {(f["metric"], f["features"]): f for f in training["metrics"]["evaluation"]["figures"]}
     for features in ("classifier:cifar10", "pca:40"):

@@ -32,12 +32,20 @@ def isotropic(mean: Tensor) -> Gaussian:
 
 def fuv(model: Denoiser, law: Denoiser, centres: Tensor, scales: Tensor, weights: Tensor, sigma: float) -> float:
     """The ratio of means over the noised law Σ w N(centre, scale² + σ²), by Gauss-Hermite quadrature."""
+    gap, norm = means(model, law, centres, scales, weights, sigma)
+    return gap / norm
+
+
+def means(
+    model: Denoiser, law: Denoiser, centres: Tensor, scales: Tensor, weights: Tensor, sigma: float
+) -> tuple[float, float]:
+    """``E‖s_model − s_law‖²`` and ``E‖s_model‖²``, as in :func:`fuv`."""
     nodes, masses = (torch.from_numpy(a) for a in np.polynomial.hermite_e.hermegauss(150))
     masses = masses / masses.sum()
     x = centres[:, None] + (scales[:, None] ** 2 + sigma**2).sqrt() * nodes
     w = (weights[:, None] * masses).flatten()
     gap, norm = score_gaps(model, law, x.reshape(-1, 1), sigma)
-    return float((w * gap).sum() / (w * norm).sum())
+    return float((w * gap).sum()), float((w * norm).sum())
 
 
 T3 = torch.tensor([[-1.0], [1.0]], dtype=torch.float64)
@@ -51,6 +59,7 @@ F50 = {80: (7.3646e-12, 1.0685e-7), 20: (2.9889e-8, 2.7383e-5), 10: (1.8610e-6, 
 
 @pytest.mark.parametrize("sigma", F42)
 def test_two_points_against_quadrature_f42(sigma):
+    """Holds gaussian_score F42: the Gaussian and the mean against two points."""
     exact = Empirical(T3)
     points, zero, half = (
         T3.flatten(),
@@ -65,14 +74,30 @@ def test_two_points_against_quadrature_f42(sigma):
 
 @pytest.mark.parametrize("sigma", F43)
 def test_skewed_points_against_quadrature_f43(sigma):
+    """Holds gaussian_score F43: the Gaussian against two points of unequal weight."""
     gauss = Gaussian(torch.tensor([0.2], dtype=torch.float64), torch.tensor([[0.16]], dtype=torch.float64))
     centres, weights = torch.tensor([0.0, 1.0], dtype=torch.float64), torch.tensor([0.8, 0.2], dtype=torch.float64)
     measured = fuv(Empirical(T4), gauss, centres, torch.zeros(2, dtype=torch.float64), weights, sigma)
     assert measured == pytest.approx(F43[sigma], rel=2e-5)
 
 
+def test_the_far_field_error_is_that_of_the_next_cumulant_f42_and_f43():
+    """Holds gaussian_score F42 and F43 at σ = 20: E‖Δs‖² near κ₄²/(6 σ¹⁰) without skew, κ₃²/(2 σ⁸) with."""
+    zero, half = torch.zeros(2, dtype=torch.float64), torch.tensor([0.5, 0.5], dtype=torch.float64)
+    gauss = Gaussian(torch.zeros(1, dtype=torch.float64), torch.eye(1, dtype=torch.float64))
+    symmetric = means(Empirical(T3), gauss, T3.flatten(), zero, half, 20.0)[0]
+    assert symmetric == pytest.approx(6.4299e-14, rel=2e-4)
+    assert symmetric == pytest.approx(4 / (6 * 20.0**10), rel=0.02)  # κ₄ = −2
+    gauss = Gaussian(torch.tensor([0.2], dtype=torch.float64), torch.tensor([[0.16]], dtype=torch.float64))
+    centres, weights = torch.tensor([0.0, 1.0], dtype=torch.float64), torch.tensor([0.8, 0.2], dtype=torch.float64)
+    skewed = means(Empirical(T4), gauss, centres, zero, weights, 20.0)[0]
+    assert skewed == pytest.approx(1.797130e-13, rel=1e-4)
+    assert skewed == pytest.approx(0.096**2 / (2 * 20.0**8), rel=0.003)
+
+
 @pytest.mark.parametrize("sigma", F50)
 def test_gaussian_mixture_against_quadrature_f50(sigma):
+    """Holds gaussian_score F50: the Gaussian and the mean against a mixture."""
     weights, means = torch.tensor([0.3, 0.7], dtype=torch.float64), torch.tensor([[-2.0], [1.0]], dtype=torch.float64)
     variances = torch.tensor([0.09, 0.25], dtype=torch.float64)
     model = GaussianMixture(weights, means, variances.reshape(2, 1, 1))
@@ -91,6 +116,7 @@ def plane() -> Gaussian:
 
 
 def test_isotropic_against_gaussian_f46_and_f55():
+    """Holds gaussian_score F46 and F55 by sampling, in both protocols."""
     model, levels = plane(), (5.0, 2.0, 1.0, 0.5)
     laws = {"isotropic": isotropic(model.mean), "gaussian": model}
     data = model.sample(40_000, torch.Generator().manual_seed(1)).double()
@@ -108,6 +134,7 @@ def test_isotropic_against_gaussian_f46_and_f55():
 
 
 def test_far_field_limit_f55():
+    """Holds gaussian_score F55: σ⁴ FUV of the mean tends to Σ λ²/d."""
     model = plane()
     far = score_fidelity(model, torch.zeros(2, 3, dtype=torch.float64), sigmas=[200.0], queries=20_000, protocol="noise",
                          laws={"isotropic": isotropic(model.mean), "gaussian": model}, batch_size=20_000)  # fmt: skip
@@ -174,7 +201,14 @@ def test_default_laws_and_plain_values():
     text = json.dumps(result.to_dict(), allow_nan=False)
     assert json.loads(text)["components"] == 3
     assert result.total_scale == pytest.approx(math.sqrt(float(data.flatten(1).var(0, correction=0).sum())), rel=1e-5)
-    assert len(result.plot().axes) == 1
+    figure = result.plot()
+    assert len(figure.axes) == 2
+    assert all(len(axes.collections) == len(laws) for axes in figure.axes)  # a band for each curve
+    from matplotlib.figure import Figure
+
+    one = Figure().subplots()
+    assert result.plot(one) is one.figure
+    assert "score" in one.get_ylabel()
 
 
 class Shell(Process):

@@ -97,7 +97,11 @@ def test_budget():
         Sampler("heun").with_nfe(0)
 
 
-@pytest.mark.parametrize("solver", sorted(SOLVERS))
+#: PNDM goes down to zero noise with the outputs it remembers; the others take the denoiser's output there.
+JUMPING = sorted(set(SOLVERS) - {"pndm"})
+
+
+@pytest.mark.parametrize("solver", JUMPING)
 @pytest.mark.parametrize("n_stop", [1, 3, 8, 12])
 def test_jump_is_the_truncated_grid(solver, n_stop):
     """Geometry fact 6: a jump at level n equals the grid cut off there with an Euler step to 0, to the bit."""
@@ -227,7 +231,7 @@ def test_json_writes_a_shared_gaussian_once():
         ("[]", "not a sampler"),
         ('{"format": "farfield sampler 1"}', "missing"),
         (Sampler().to_json().replace('"heun"', '"hein"'), "known: dpmpp_2m"),
-        (Sampler().to_json().replace('"prior"', '"posterior"'), "known: late_start"),
+        (Sampler().to_json().replace('"prior"', '"posterior"'), "known: class_teleport.*prior"),
         (Sampler().to_json().replace('"rho"', '"roh"'), "roh"),
         (Sampler().to_json().replace('"covariance": null', '"covariance": {"gaussian": 3}'), "missing"),
         (Sampler().to_json().replace('"covariance": null', '"covariance": {"a": 1}'), "missing"),

@@ -136,7 +136,9 @@ def test_names():
     sampler = Sampler(Whitened(3), karras(8), start=Teleport(law, 4.0), covariance=law)
     assert in_words(sampler) == "whitened (order 3) on 8 Karras levels (ρ = 7) after a teleport to σ = 4"
     assert in_words(Sampler(Whitened(2), karras(1))) == "exponential multistep (order 2) on 1 Karras level (ρ = 7)"
-    assert describe(sampler)["start"] == {"name": "teleport", "sigma": 4.0, "grid_policy": "regrid"}
+    assert describe(sampler)["start"] == {
+        "name": "teleport", "sigma": 4.0, "grid_policy": "regrid", "seed_history": False,
+    }  # fmt: skip
     assert Entrant("Heun", "Karras", baseline(law)).name == "Heun, Karras"
 
 

@@ -1,6 +1,7 @@
 """Step rules against the published end points, closed forms and their declared orders."""
 
 import math
+from functools import cache
 from itertools import pairwise
 
 import pytest
@@ -86,6 +87,13 @@ def endpoint_errors(rule, denoiser, x, end, counts, covariance=None):
     return errors
 
 
+@cache
+def mixture_end():
+    """The exact end of the order tests on the mixture."""
+    x = torch.tensor([[3.0, -2.0], [0.7, 2.5]], dtype=F64)
+    return Sampler(Whitened(3), karras(6001, 0.5, 5.0), finish=AtLastLevel()).run(smooth_mixture(), x).x
+
+
 @pytest.mark.parametrize("rule", RULES, ids=named)
 @pytest.mark.parametrize("law", ["gaussian", "mixture"])
 def test_order(rule, law):
@@ -96,7 +104,7 @@ def test_order(rule, law):
         end = denoiser.flow(x, 5.0, 0.5)
     else:
         denoiser = smooth_mixture()
-        end = Sampler(Whitened(3), karras(6001, 0.5, 5.0), finish=AtLastLevel()).run(denoiser, x).x
+        end = mixture_end()
     coarse, fine = endpoint_errors(rule, denoiser, x, end, (160, 320))
     assert math.log2(coarse / fine) == pytest.approx(rule.order, abs=0.3)
 
@@ -106,8 +114,7 @@ def test_order_of_the_whitened_solver_with_a_covariance(rule):
     """Whitened_solver fact 4 with the covariance of the mixture itself."""
     denoiser, x = smooth_mixture(), torch.tensor([[3.0, -2.0], [0.7, 2.5]], dtype=F64)
     gaussian = Gaussian(torch.tensor([0.2, 0.1], dtype=F64), torch.tensor([[0.9, -0.1], [-0.1, 1.1]], dtype=F64))
-    end = Sampler(Whitened(3), karras(6001, 0.5, 5.0), finish=AtLastLevel()).run(denoiser, x).x
-    coarse, fine = endpoint_errors(rule, denoiser, x, end, (160, 320), gaussian)
+    coarse, fine = endpoint_errors(rule, denoiser, x, mixture_end(), (160, 320), gaussian)
     assert math.log2(coarse / fine) == pytest.approx(rule.order, abs=0.3)
 
 
@@ -212,7 +219,7 @@ def test_a_cluster_elsewhere_is_exact_to_zero():
 
 
 def test_unknown_names_list_the_known_ones():
-    with pytest.raises(ArgumentError, match=r"'hein'; known: dpmpp_2m, euler, heun, whitened.*mean 'heun'"):
+    with pytest.raises(ArgumentError, match=r"'hein'; known: .*euler, heun, .*mean 'heun'"):
         Sampler("hein")
     with pytest.raises(ArgumentError, match="no option 'stages'"):
         make_solver("heun", stages=3)

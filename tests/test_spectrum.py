@@ -245,3 +245,15 @@ def test_online_softmax_survives_blocks_of_minus_infinity():
     run.update(torch.tensor([[0.0], [-torch.inf]], dtype=torch.float64), torch.full((1, 1), 2.0, dtype=torch.float64))
     assert run.vector_averages[0, 0, 0] == 2.0
     assert run.log_sum.tolist() == [0.0, -torch.inf]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("count", [1, 7, 9, 60])
+def test_leading_eigenpairs(kind, count):
+    spectrum = every_kind()[kind].double()
+    values, vectors = spectrum.leading(count)
+    dense = spectrum.dense()
+    expected = torch.linalg.eigvalsh(dense).flip(0)[:count].clamp(min=0)
+    torch.testing.assert_close(values, expected, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(vectors @ vectors.T, torch.eye(count, dtype=torch.float64), atol=1e-6, rtol=0)
+    torch.testing.assert_close(dense @ vectors.T, vectors.T * values, atol=1e-5, rtol=1e-6)

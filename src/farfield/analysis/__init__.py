@@ -2,44 +2,113 @@
 
 from farfield.analysis.advice import Advice, advise
 from farfield.analysis.catalogue import ANALYSES, Findings, Subject, analysis, analyze
+from farfield.analysis.consistency import seed_consistency
+from farfield.analysis.deviation import TrajectoryDeviation, trajectory_deviation
+from farfield.analysis.emergence import Emergence, measure_emergence
 from farfield.analysis.entrants import Entrant, default_entrants, describe
 from farfield.analysis.fidelity import LawFidelity, ScoreFidelity, reference_laws, score_fidelity, score_gaps
+from farfield.analysis.field import ScoreField, score_field
+from farfield.analysis.gaussianity import shapiro_wilk
+from farfield.analysis.label_diversity import mode_masses
+from farfield.analysis.learning import LearningProbe, named_laws
+from farfield.analysis.learning_curves import LearningCurves
+from farfield.analysis.learning_record import learning_curves, read_record
+from farfield.analysis.likelihood import LikelihoodReport
+from farfield.analysis.linear_learning import LinearLearning
+from farfield.analysis.perturbation import (
+    Injection,
+    PerturbationResponse,
+    perturbation_gain,
+    perturbation_response,
+    plan_injection,
+)
+from farfield.analysis.planarity import Planarity
+from farfield.analysis.plane import choose_images, plane_through
 from farfield.analysis.posteriors import PosteriorSpread, divergence_generator, posterior_spread
+from farfield.analysis.potential_sections_analysis import sample_sections
+from farfield.analysis.preview_linear import linear_preview
+from farfield.analysis.rank_sweep import rank_sweep
+from farfield.analysis.rank_sweep_result import RankSweep
+from farfield.analysis.ratios import Ratios
+from farfield.analysis.rotation import Rotation, rotation_of
 from farfield.analysis.shape import Curve, TrajectoryShape, shape_statistics, trajectory_shape
+from farfield.analysis.solver_audit import SolverAudit, compare_solvers, skip_audits, solver_audit
 from farfield.analysis.solver_table import Reference, SolverRow, SolverTable, reference_solution, solver_errors
+from farfield.analysis.symmetry_check import check_symmetry, is_symmetry_of
 from farfield.analysis.tables import Table
 from farfield.analysis.target_variance import Estimate, TargetVariance, target_variance
+from farfield.analysis.teleport import plan_teleport
+from farfield.analysis.teleport_result import TeleportPlan
 
 __all__ = [
     "ANALYSES",
     "Advice",
     "Curve",
+    "Emergence",
     "Entrant",
     "Estimate",
     "Findings",
+    "Injection",
     "LawFidelity",
+    "LearningCurves",
+    "LearningProbe",
+    "LikelihoodReport",
+    "LinearLearning",
+    "PerturbationResponse",
+    "Planarity",
     "PosteriorSpread",
+    "RankSweep",
+    "Ratios",
     "Reference",
+    "Rotation",
     "ScoreFidelity",
+    "ScoreField",
+    "SolverAudit",
     "SolverRow",
     "SolverTable",
     "Subject",
     "Table",
     "TargetVariance",
+    "TeleportPlan",
+    "TrajectoryDeviation",
     "TrajectoryShape",
     "advise",
     "analysis",
     "analyze",
+    "check_symmetry",
+    "choose_images",
+    "compare_solvers",
     "default_entrants",
     "describe",
     "divergence_generator",
+    "is_symmetry_of",
+    "learning_curves",
+    "linear_preview",
+    "measure_emergence",
+    "mode_masses",
+    "named_laws",
+    "perturbation_gain",
+    "perturbation_response",
+    "plan_injection",
+    "plan_teleport",
+    "plane_through",
     "posterior_spread",
+    "rank_sweep",
+    "read_record",
     "reference_laws",
     "reference_solution",
+    "rotation_of",
+    "sample_sections",
     "score_fidelity",
+    "score_field",
     "score_gaps",
+    "seed_consistency",
     "shape_statistics",
+    "shapiro_wilk",
+    "skip_audits",
+    "solver_audit",
     "solver_errors",
     "target_variance",
+    "trajectory_deviation",
     "trajectory_shape",
 ]

@@ -51,6 +51,7 @@ class Subject:
         folder: of the model's training run, or None.
         seed: of everything random.
         progress: show progress on standard error.
+        other, other_data: a second model and its training images, for the analyses that compare two.
     """
 
     model: Denoiser
@@ -61,6 +62,8 @@ class Subject:
     folder: Path | None = None
     seed: int = 0
     progress: bool = False
+    other: Denoiser | None = None
+    other_data: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -104,6 +104,8 @@ def describe(sampler: Sampler) -> dict[str, Any]:
         "sigmas": sampler.grid.to_dict(),
         "start": {"name": sampler.start.name, **start},
         "finish": sampler.finish.to_dict(),
+        "noise": None if sampler.noise is None else sampler.noise.to_dict(),
+        "guidance": [part.name for part in sampler.parts],
         "covariance": sampler.covariance is not None,
         "nfe": sampler.nfe,
     }
@@ -125,4 +127,8 @@ def in_words(sampler: Sampler) -> str:
     text = f"{name}{order} on {count} {kind} level{'s' if count != 1 else ''}{rho}"
     if not isinstance(sampler.start, Prior) and hasattr(sampler.start, "sigma"):
         text += f" after a {sampler.start.name.replace('_', ' ')} to σ = {sampler.start.sigma:.3g}"
+    if sampler.noise is not None:
+        text += f" with {sampler.noise.name} noise"
+    if sampler.guidance:
+        text += f", guided ({', '.join(part.name for part in sampler.parts)})"
     return text

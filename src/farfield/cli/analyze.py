@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +11,8 @@ import tyro
 
 if TYPE_CHECKING:
     from farfield.analysis.catalogue import Findings, Subject
+    from farfield.data import DataSet
+    from farfield.denoiser import Denoiser
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,8 @@ class Analyze:
     """Which analysis."""
     data: str | None = None
     """The data the model was trained on: a name or a path. By default what the model's card names."""
+    other: str | None = None
+    """A second model, for the analyses that compare two (consistency)."""
     out: Path | None = None
     """Folder for WHAT.json and WHAT.png; none by default."""
     seed: int = 0
@@ -46,7 +50,7 @@ class Analyze:
     def run(self) -> int:
         """List, or analyse, print and write."""
         from farfield.analysis import ANALYSES, analyze
-        from farfield.cli.common import print_json
+        from farfield.cli.common import print_json, print_table
         from farfield.errors import ArgumentError, unknown_name
 
         if self.model is None:
@@ -62,7 +66,8 @@ class Analyze:
         if self.json:
             print_json({"analysis": self.what, "model": self.model, **found.to_dict()})
             return 0
-        print_tables(found)
+        for table in found.tables():
+            print_table(table)
         print(found.summary())
         if self.out is not None:
             print(self.out)
@@ -91,20 +96,8 @@ def parse_options(given: Sequence[str]) -> dict[str, object]:
     return values
 
 
-def print_tables(found: Findings) -> None:
-    """The tables of an analysis on standard output."""
-    from rich.table import Table
-
-    from farfield.cli.common import cell, console
-
-    for part in found.tables():
-        table = Table(*part.columns, title=part.title, title_justify="left")
-        for row in part.rows:
-            table.add_row(*map(cell, row))
-        console().print(table)
-
-
 def _subject(command: Analyze) -> Subject:
+    import farfield.training.probe  # noqa: F401  a finished run without a record is looked at through its checkpoints
     from farfield.analysis import Subject
     from farfield.cli.common import card_source, load_for, trained_on
     from farfield.errors import ArgumentError
@@ -112,15 +105,18 @@ def _subject(command: Analyze) -> Subject:
     from farfield.numerics.devices import choose_device
 
     assert command.model is not None
-    model = load(command.model).to(choose_device(command.device))
-    source = command.data if command.data is not None else card_source(model)
-    if source is None:
-        raise ArgumentError(f"--data is missing, and the card of {command.model!r} names no data")
-    data = load_for(model, source)
-    train, held = trained_on(model, data)
-    device = next((t.device for t in model.parameters()), None)
+    device = choose_device(command.device)
+
+    def opened(name: str, given: str | None) -> tuple[Denoiser, DataSet, DataSet | None]:
+        model = load(name).to(device)
+        source = given if given is not None else card_source(model)
+        if source is None:
+            raise ArgumentError(f"--data is missing, and the card of {name!r} names no data")
+        return model, *trained_on(model, load_for(model, source))
+
+    model, train, held = opened(command.model, command.data)
     folder = Path(command.model)
-    return Subject(
+    subject = Subject(
         model=model,
         data=train.images.to(device),
         name=folder.name or command.model,
@@ -130,6 +126,10 @@ def _subject(command: Analyze) -> Subject:
         seed=command.seed,
         progress=not command.quiet,
     )
+    if command.other is None:
+        return subject
+    second, other_train, _ = opened(command.other, None)
+    return replace(subject, other=second, other_data=other_train.images.to(device))
 
 
 def _list(as_json: bool) -> int:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from farfield.analysis.tables import Table
     from farfield.data import DataSet
     from farfield.denoiser import Denoiser
 
@@ -34,6 +35,23 @@ def console() -> Console:
 def cell(value: object) -> str:
     """A cell of a table: four digits of a number, nothing for None."""
     return f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
+
+
+def print_table(table: Table) -> None:
+    """A table on standard output, never with cut numbers: wider than the terminal if need be."""
+    from rich.table import Table as Rich
+
+    # The width of the title would otherwise be the table's own, and a long one break into many lines.
+    shown = Rich(*table.columns, box=None, header_style="bold", pad_edge=False)
+    for column in shown.columns:
+        column.no_wrap = True
+    for row in table.rows:
+        shown.add_row(*map(cell, row))
+    out = console()
+    out.print(f"[bold]{table.title}[/bold]" if table.title else "", soft_wrap=True, highlight=False)
+    out.width = max(out.width, out.measure(shown, options=out.options.update(max_width=1000)).maximum)
+    out.print(shown)
+    out.print()
 
 
 def data_of(model: Denoiser, given: str | None) -> DataSet | None:

@@ -39,7 +39,7 @@ class Experiment:
 
     def run(self) -> int:
         """List, or measure and print."""
-        from farfield.cli.common import cell, console, print_json
+        from farfield.cli.common import console, print_json, print_table
         from farfield.experiments import EXPERIMENTS, Settings, run_experiment
         from farfield.experiments.base import to_dict
 
@@ -55,14 +55,9 @@ class Experiment:
         if self.json:
             print_json(to_dict(EXPERIMENTS[self.name], outcome))
             return 0
-        from rich.table import Table
-
         print(f"claim: {EXPERIMENTS[self.name].claim}.\n")
         for part in outcome.tables:
-            table = Table(*part.columns, title=part.title)
-            for row in part.rows:
-                table.add_row(*map(cell, row))
-            console().print(table)
+            print_table(part)
         print(f"verdict: {outcome.verdict}. {outcome.because}.")
         if self.out is not None:
             print(self.out)

@@ -30,6 +30,8 @@ class Report:
     """Seed of samples and queries."""
     quick: bool = False
     """Fewer samples and levels: a first look."""
+    sections: tuple[str, ...] = ()
+    """Only these sections, e.g. `--sections summary fidelity solvers`; all by default."""
     device: str = "auto"
     """Where to compute: auto (the first GPU, or else the CPU), cpu, cuda, cuda:1."""
     quiet: bool = False
@@ -62,6 +64,7 @@ class Report:
             seed=self.seed,
             quick=self.quick,
             progress=not self.quiet,
+            sections=self.sections or None,
         )
         if self.json:
             print(json.dumps(json.loads((out / "report.json").read_text(encoding="utf-8")), indent=1))

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 if TYPE_CHECKING:
+    from farfield.data import DataSet
     from farfield.denoiser import Denoiser
-    from farfield.sampling import Sampler
+    from farfield.distributions import Gaussian
+    from farfield.sampling import Grid, Noise, Sampler
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,8 @@ class Sample:
     The same seed gives the same samples, whatever the batch size; a run that was interrupted goes on where it stopped.
 
     example:  farfield sample digits --n 64 --solver whitened --steps 8 --out runs/samples
+
+    example:  farfield sample digits --n 64 --teleport auto --out runs/teleported
 
     example:  farfield sample digits --n 256 --seed 7 --sampler runs/report/sampler.json --out runs/fast
     """
@@ -46,8 +50,19 @@ class Sample:
     """Exponent of the karras grid."""
     order: int | None = None
     """Order of the whitened solver, 1 to 3."""
-    teleport: float | None = None
-    """Start at this level, from the same noise carried along the data's Gaussian flow."""
+    teleport: float | Literal["auto"] | None = None
+    """Start at this level, from the same noise carried along the data's Gaussian flow; auto measures how far that holds."""
+    policy: Literal["auto", "truncate", "regrid"] = "auto"
+    """What a teleport does with the steps above it: truncate saves them, regrid takes them below. By default auto saves
+    them, unless there are 12 evaluations or fewer, and a teleport to a given level takes them below."""
+    eta: float | None = None
+    """Fresh noise after each step, as in DDPM: 1 all of it, 0 none."""
+    churn: float | None = None
+    """Fresh noise before each step, as in EDM's stochastic sampler: its S_churn."""
+    guidance: float | None = None
+    """Scale of classifier-free guidance towards --label; 1 is none."""
+    guidance_interval: tuple[float, float] | None = None
+    """Guide between these two levels only."""
     data: str | None = None
     """Data for the covariance of whitened, teleport and spectral; by default what the model's card names."""
     sampler: Path | None = None
@@ -110,12 +125,22 @@ class Sample:
         from farfield.sampling import SOLVERS
 
         if self.sampler is not None:
-            options = ("solver", "steps", "grid", "sigma_min", "sigma_max", "rho", "order", "teleport", "data")
+            options = (
+                "solver", "steps", "grid", "sigma_min", "sigma_max", "rho", "order", "teleport", "policy", "eta", "churn",
+                "guidance", "guidance_interval", "data",
+            )  # fmt: skip
             default = {f.name: f.default for f in fields(self)}
             given = [f"--{o.replace('_', '-')}" for o in options if getattr(self, o) != default[o]]
             if given:
                 raise ArgumentError(f"--sampler says all about the sampler; {', '.join(given)} cannot be given with it")
-        elif self.data is not None:
+            return
+        if self.policy != "auto" and self.teleport is None:
+            raise ArgumentError(f"--policy {self.policy} would have no effect without --teleport")
+        if self.guidance_interval is not None and self.guidance is None:
+            raise ArgumentError("--guidance-interval would have no effect without --guidance")
+        if self.eta is not None and self.churn is not None:
+            raise ArgumentError("--eta and --churn are two kinds of noise; give one of them")
+        if self.data is not None:
             whitened = self.solver in SOLVERS and SOLVERS[self.solver].uses_covariance
             if not whitened and self.teleport is None and self.grid != "spectral" and self.solver in SOLVERS:
                 raise ArgumentError(
@@ -140,11 +165,55 @@ class Sample:
             raise type(error)(f"--sampler {self.sampler}: {error}") from error
 
     def _from_options(self, model: Denoiser) -> Sampler:
-        from farfield.cli.common import data_of, note
-        from farfield.distributions import Gaussian
+        from farfield.cli.common import note
         from farfield.errors import ArgumentError
-        from farfield.sampling import Grid, Prior, Sampler, Teleport, ddpm, karras, log_snr, spectral, vp_time
+        from farfield.sampling import ClassifierFree, Sampler
         from farfield.sampling.solvers import make_solver
+
+        solver = make_solver(self.solver, **({} if self.order is None else {"order": self.order}))
+        gaussian = data = None
+        if solver.uses_covariance or self.teleport is not None or self.grid == "spectral":
+            data = self._data(model)
+            if data is not None:
+                gaussian = self._gaussian(data)
+            elif self.teleport is not None or self.grid == "spectral":
+                option = "--teleport" if self.teleport is not None else "--grid spectral"
+                raise ArgumentError(f"{option} needs the data's covariance: name the data with --data")
+            else:
+                note("no --data: the whitened solver runs without a covariance, as the isotropic exponential rule")
+        guidance = () if self.guidance is None else (ClassifierFree(self.guidance, self.guidance_interval),)
+        sampler = Sampler(
+            solver,
+            self._grid(model, gaussian),
+            covariance=gaussian if solver.uses_covariance else None,
+            noise=self._noise(),
+            guidance=guidance,
+        )
+        if self.teleport is None or gaussian is None or data is None:
+            return sampler
+        return self._teleported(model, sampler, gaussian, data)
+
+    def _data(self, model: Denoiser) -> DataSet | None:
+        from farfield.cli.common import data_of
+        from farfield.errors import ArgumentError
+
+        data = data_of(model, self.data)
+        if data is not None and data.event_shape != model.event_shape:
+            raise ArgumentError(f"--data has samples of shape {data.event_shape}; the model's are {model.event_shape}")
+        return data
+
+    @staticmethod
+    def _rank(data: DataSet) -> int | None:
+        return None if data.images[0].numel() <= 1024 else 256
+
+    def _gaussian(self, data: DataSet) -> Gaussian:
+        from farfield.distributions import Gaussian
+
+        return Gaussian.fit(data.images, rank=self._rank(data))
+
+    def _grid(self, model: Denoiser, gaussian: Gaussian | None) -> Grid:
+        from farfield.errors import ArgumentError
+        from farfield.sampling import ddpm, karras, log_snr, spectral, vp_time
 
         low = self.sigma_min if self.sigma_min is not None else model.sigma_min
         high = self.sigma_max if self.sigma_max is not None else model.sigma_max
@@ -152,30 +221,58 @@ class Sample:
             raise ArgumentError(
                 f"--sigma-min and --sigma-max do not go with --grid {self.grid}, which has its own ends"
             )
-        solver = make_solver(self.solver, **({} if self.order is None else {"order": self.order}))
-        gaussian = None
-        if solver.uses_covariance or self.teleport is not None or self.grid == "spectral":
-            data = data_of(model, self.data)
-            if data is not None:
-                if data.event_shape != model.event_shape:
-                    raise ArgumentError(
-                        f"--data has samples of shape {data.event_shape}; the model's are {model.event_shape}"
-                    )
-                dim = data.images[0].numel()
-                gaussian = Gaussian.fit(data.images, rank=None if dim <= 1024 else 256)
-            elif self.teleport is not None or self.grid == "spectral":
-                option = "--teleport" if self.teleport is not None else "--grid spectral"
-                raise ArgumentError(f"{option} needs the data's covariance: name the data with --data")
-            else:
-                note("no --data: the whitened solver runs without a covariance, as the isotropic exponential rule")
         if self.grid == "spectral":
             assert gaussian is not None
-            grid: Grid = spectral(self.steps, gaussian, low, high)
-        elif self.grid in ("karras", "log_snr"):
-            grid = karras(self.steps, low, high, self.rho) if self.grid == "karras" else log_snr(self.steps, low, high)
-        else:
-            grid = vp_time(self.steps) if self.grid == "vp_time" else ddpm(self.steps)
-            # These schedules start where their process ends, which may be above what the model knows.
-            grid = grid.starting_at(high) if grid[0] > high else grid
-        start = Prior() if self.teleport is None or gaussian is None else Teleport(gaussian, self.teleport)
-        return Sampler(solver, grid, start, covariance=gaussian if solver.uses_covariance else None)
+            return spectral(self.steps, gaussian, low, high)
+        if self.grid in ("karras", "log_snr"):
+            return karras(self.steps, low, high, self.rho) if self.grid == "karras" else log_snr(self.steps, low, high)
+        grid = vp_time(self.steps) if self.grid == "vp_time" else ddpm(self.steps)
+        # These schedules start where their process ends, which may be above what the model knows.
+        return grid.starting_at(high) if grid[0] > high else grid
+
+    def _noise(self) -> Noise | None:
+        from farfield.sampling import Ancestral, Churn
+
+        if self.eta is not None:
+            return Ancestral(self.eta)
+        return None if self.churn is None else Churn(self.churn)
+
+    def _teleported(self, model: Denoiser, sampler: Sampler, gaussian: Gaussian, data: DataSet) -> Sampler:
+        """The sampler with its teleport: along the class's Gaussian where there is a class and the data know it."""
+        from dataclasses import replace
+
+        import torch
+
+        from farfield.analysis.teleport import far_field_norm, plan_teleport
+        from farfield.cli.common import note
+        from farfield.distributions import Gaussian
+        from farfield.distributions.series import far_field_fuv
+        from farfield.sampling import ClassTeleport, Teleport
+
+        pooled, images = gaussian, data.images
+        if self.label is not None and data.labels is not None:
+            rows = images[data.labels == self.label]
+            if len(rows) >= max(gaussian.spectrum.rank, 2):  # fewer have no covariance of their own
+                gaussian, images = Gaussian.fit(rows, rank=self._rank(data)), rows
+        level, policy = self.teleport, self.policy
+        if level == "auto":
+            condition: dict[str, Any] = {} if self.label is None else {"labels": torch.tensor(self.label)}
+            plan = plan_teleport(model, gaussian, sampler, policy=self.policy, **condition)
+            note(plan.summary())
+            if not plan.skip:
+                return sampler
+            assert isinstance(plan.sampler.start, Teleport)
+            level, policy = plan.sigma, plan.sampler.start.grid_policy
+        assert isinstance(level, float)
+        kept = "regrid" if policy == "auto" else policy
+        if self.teleport != "auto":
+            left = far_field_fuv(far_field_norm(images, points=2048), level, gaussian.dim)
+            if left > 1e-3:
+                note(
+                    f"at sigma = {level:g} the data are not Gaussian any more (about {left:.1g} of the score is left "
+                    "unexplained): the samples will suffer; --teleport auto finds a safe level"
+                )
+        if self.label is not None and self.guidance is not None:
+            laws = (*(None,) * self.label, gaussian)
+            return replace(sampler, start=ClassTeleport(laws, pooled, level, kept))
+        return replace(sampler, start=Teleport(gaussian, level, kept))

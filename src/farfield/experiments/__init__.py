@@ -1,7 +1,16 @@
 """Claims of the sources as runnable experiments: a claim, a measurement, a verdict."""
 
 from farfield.analysis.tables import Table
-from farfield.experiments import stf_training, stf_variance
+from farfield.experiments import (
+    gaussian_score,
+    gaussian_score_rank,
+    learning_order,
+    stf_training,
+    stf_variance,
+    symmetry_sections,
+    teleport,
+    teleport_budget,
+)
 from farfield.experiments.base import EXPERIMENTS, Experiment, Outcome, Settings, run_experiment
 
 __all__ = [
@@ -10,7 +19,13 @@ __all__ = [
     "Outcome",
     "Settings",
     "Table",
+    "gaussian_score",
+    "gaussian_score_rank",
+    "learning_order",
     "run_experiment",
     "stf_training",
     "stf_variance",
+    "symmetry_sections",
+    "teleport",
+    "teleport_budget",
 ]

@@ -79,13 +79,14 @@ class Experiment:
     cost: str
     measure: Callable[[Settings], Outcome]
     trains: bool = False
+    repeats: bool = False
 
 
 EXPERIMENTS: dict[str, Experiment] = {}
 
 
 def experiment(
-    name: str, *, claim: str, source: str, cost: str, trains: bool = False
+    name: str, *, claim: str, source: str, cost: str, trains: bool = False, repeats: bool = False
 ) -> Callable[[Callable[[Settings], Outcome]], Any]:
     """Register the function that measures a claim.
 
@@ -95,10 +96,11 @@ def experiment(
         source: author, year, place.
         cost: about how long it takes, in words.
         trains: whether it trains models, of several seeds and a number of steps.
+        repeats: whether it repeats its measurement with several seeds; one that trains does.
     """
 
     def register(measure: Callable[[Settings], Outcome]) -> Callable[[Settings], Outcome]:
-        EXPERIMENTS[name] = Experiment(name, claim, source, cost, measure, trains)
+        EXPERIMENTS[name] = Experiment(name, claim, source, cost, measure, trains, trains or repeats)
         return measure
 
     return register
@@ -113,8 +115,10 @@ def run_experiment(name: str, settings: Settings | None = None) -> Outcome:
     if name not in EXPERIMENTS:
         raise unknown_name("experiment", name, EXPERIMENTS)
     chosen, found = settings if settings is not None else Settings(), EXPERIMENTS[name]
-    if not found.trains and (chosen.steps is not None or chosen.seeds != Settings.seeds):
-        raise ArgumentError(f"seeds and steps have no effect on {name}, which trains nothing; leave them out")
+    if not found.trains and chosen.steps is not None:
+        raise ArgumentError(f"steps has no effect on {name}, which trains nothing; leave it out")
+    if not found.repeats and chosen.seeds != Settings.seeds:
+        raise ArgumentError(f"seeds has no effect on {name}, which repeats nothing; leave it out")
     if chosen.out is not None:
         chosen.out.mkdir(parents=True, exist_ok=True)
     outcome = found.measure(chosen)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import torch
 
 from farfield.data import DataSet
 from farfield.denoiser import Denoiser
-from farfield.errors import ArgumentError
+from farfield.errors import ArgumentError, unknown_name
 from farfield.report import blocks
 from farfield.report.context import QUICK, ReportContext, Sizes
 from farfield.report.output import DATA, FORMAT, PAGE, SAMPLER, check_folder, plain, write_files
@@ -65,6 +65,7 @@ def build_report(
     seed: int = 0,
     quick: bool = False,
     progress: bool = True,
+    sections: Sequence[str] | None = None,
 ) -> ReportResult:
     """Write a report on a model: ``index.html``, ``report.json`` and ``sampler.json`` in a folder.
 
@@ -78,6 +79,7 @@ def build_report(
         seed: of everything random; the same seed gives the same numbers.
         quick: smaller sizes and fewer solvers, for a first look.
         progress: whether a line for each section goes to the standard error.
+        sections: names of the sections wanted; all by default.
 
     Raises:
         ArgumentError: if model and data disagree in shape, an argument is out of range, or the folder holds something else.
@@ -85,6 +87,10 @@ def build_report(
     """
     import farfield.report.sections  # noqa: F401  registers the sections
 
+    known = [entry.name for entry in SECTIONS]
+    for wanted in sections if sections is not None else ():
+        if wanted not in known:
+            raise unknown_name("section", wanted, known)
     folder = Path(out)
     check_folder(folder)
     if tuple(data.event_shape) != model.event_shape:
@@ -99,10 +105,14 @@ def build_report(
     if samples is not None:
         sizes = replace(sizes, samples=samples, compared=min(sizes.compared, samples))
     context = ReportContext(model, data, name, seed, quick, sizes, source=source, out=folder)
-    made, failed, seconds = _run_sections(context, progress)
+    made, failed, seconds = _run_sections(context, progress, known if sections is None else sections)
 
     headline = made["summary"].headline if "summary" in made else ""
-    shown = [(entry.name, entry.title, made[entry.name].blocks) for entry in SECTIONS if entry.name in made]
+    shown = [
+        (entry.name, entry.title, made[entry.name].blocks)
+        for entry in SECTIONS
+        if entry.name in made and made[entry.name].blocks
+    ]
     settings = f"farfield {__version__}, torch {torch.__version__}, seed {seed}{', quick' if quick else ''}"
     took = f"{sum(seconds.values()):.0f} s"
     title = f"{name} on {data.name}" if name != data.name else name
@@ -126,9 +136,9 @@ def build_report(
 
 
 def _run_sections(
-    context: ReportContext, progress: bool
+    context: ReportContext, progress: bool, names: Sequence[str]
 ) -> tuple[dict[str, Section], dict[str, str], dict[str, float]]:
-    """Every section's result, the errors of those that failed, and the seconds each took."""
+    """The result of every section named, the errors of those that failed, and the seconds each took."""
     from rich.console import Console
 
     console = Console(stderr=True, quiet=not progress, highlight=False)
@@ -136,6 +146,8 @@ def _run_sections(
     failed: dict[str, str] = {}
     seconds: dict[str, float] = {}
     for entry in running_order():
+        if entry.name not in names:
+            continue
         start = time.perf_counter()
         if not console.is_terminal:  # where nothing moves, say at least what is being done
             console.print(f"  {entry.title} …", markup=False)

@@ -11,7 +11,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor
 
-from farfield.analysis import ScoreFidelity, SolverTable, reference_laws, score_fidelity, solver_errors
+from farfield.analysis import ScoreFidelity, SolverTable, Subject, reference_laws, score_fidelity, solver_errors
 from farfield.analysis.entrants import baseline, default_entrants
 from farfield.analysis.solver_table import NFES, Reference, reference_solution
 from farfield.data import DataSet
@@ -180,6 +180,19 @@ class ReportContext:
         for tensor in (*self.model.parameters(), *self.model.buffers()):
             return tensor.device
         return torch.device("cpu")
+
+    @property
+    def subject(self) -> Subject:
+        """The model and its data as the analyses take them."""
+        labels = self.train_set.labels
+        return Subject(
+            self.model,
+            self.train,
+            self.name,
+            None if labels is None else labels.to(self.device),
+            self.heldout,
+            seed=self.seed,
+        )
 
     @property
     def laws(self) -> dict[str, Denoiser]:

@@ -1,14 +1,11 @@
-"""The sampler: a value that says how to sample, and the one loop that does it.
-
-    for each level σ → σ':   d = D(x, σ);   x = step(x, d)
+"""The sampler: a value that says how to sample.
 
 The evaluations are known before the run (:attr:`Sampler.nfe`) and counted in it. Each sample draws its noise from its own
-stream, addressed by seed and sample number, so batch size, processes and interruptions change nothing.
+stream, addressed by seed, sample number and step, so batch size, processes and interruptions change nothing.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -19,15 +16,19 @@ from torch import Tensor
 
 from farfield.denoiser import Denoiser, FunctionDenoiser
 from farfield.distributions import Gaussian
-from farfield.errors import ArgumentError, DataError, FarfieldError, NonFiniteError, unknown_name
+from farfield.errors import ArgumentError
 from farfield.numerics import streams
-from farfield.sampling.finishes import FINISHES, Finish, ToZero
-from farfield.sampling.grids import Grid, as_grid, grid_from_dict, karras
-from farfield.sampling.results import Samples, Step, Trajectory
+from farfield.sampling import sampler_json
+from farfield.sampling.finishes import Finish, ToZero
+from farfield.sampling.grids import Grid, as_grid, karras
+from farfield.sampling.guidance import Guidance, as_guidance
+from farfield.sampling.legs import Route
+from farfield.sampling.noise import Noise
+from farfield.sampling.results import Samples, Trajectory
+from farfield.sampling.run import Callback, Draws, Evaluations, Past, solve
 from farfield.sampling.solvers import Solver, make_solver
-from farfield.sampling.starts import STARTS, GaussianStart, Given, Prior, Start
-
-Callback = Callable[[Step], None]
+from farfield.sampling.solvers.base import on_device
+from farfield.sampling.starts import GaussianStart, Given, Prior, Start
 
 #: Convolutions and matrix products take other kernels, with other last bits, for a handful of rows. Batches of small samples
 #: are filled up to this many rows, so that a sample is the same to the bit whatever its batch.
@@ -37,14 +38,17 @@ SMALL = 4096
 
 @dataclass(frozen=True)
 class Sampler:
-    """How to sample: solver, noise grid, start, finish. A value; it holds no state between runs.
+    """How to sample: solver, noise grid, start, finish, noise, guidance. A value; it holds no state between runs.
 
     Args:
         solver: a name of the registry (``"euler"``, ``"heun"``, ``"dpmpp_2m"``, ``"whitened"``) or a solver.
         sigmas: a noise grid, or any decreasing sequence of levels (a closing 0 is implied).
-        start: ``Prior()``, ``LateStart(gaussian, sigma)``, ``Teleport(gaussian, sigma)`` or ``Given(x)``.
+        start: ``Prior()``, ``LateStart(gaussian, sigma)``, ``Teleport(gaussian, sigma)``, a start by class or by another
+            law, or ``Given(x)``.
         finish: ``ToZero()``, ``AtLastLevel()`` or ``Jump(at)``.
         covariance: the Gaussian whose flow the whitened solver integrates exactly.
+        noise: ``Churn(s_churn)`` or ``Ancestral(eta)``; None for a deterministic run.
+        guidance: guidances or functions ``f(x, sigma, D) -> D``, applied in this order; ``ClassifierFree(scale)``.
 
     Raises:
         ArgumentError: for unknown names, grids that do not decrease, or parts that do not fit together.
@@ -55,23 +59,36 @@ class Sampler:
     start: Start = field(default_factory=Prior)
     finish: Finish = field(default_factory=ToZero)
     covariance: Gaussian | None = None
+    noise: Noise | None = None
+    guidance: Sequence[Guidance | Callable[[Tensor, float, Tensor], Tensor]] = ()
 
     def __post_init__(self) -> None:
         if isinstance(self.solver, str):
             object.__setattr__(self, "solver", make_solver(self.solver))
         object.__setattr__(self, "sigmas", as_grid(self.sigmas))
+        object.__setattr__(self, "guidance", as_guidance(self.guidance))
         if self.covariance is not None and not isinstance(self.covariance, Gaussian):
             raise ArgumentError(f"covariance is a {type(self.covariance).__name__}; expected a Gaussian")
         for name, part, kind in (
             ("solver", self.solver, Solver),
             ("start", self.start, Start),
             ("finish", self.finish, Finish),
+            ("noise", self.noise, Noise),
         ):
-            if not isinstance(part, kind):
+            if not isinstance(part, kind) and not (name == "noise" and part is None):
                 raise ArgumentError(f"{name} is a {type(part).__name__}; expected a {kind.__name__}")
         if self.covariance is not None and not self.rule.uses_covariance:
             raise ArgumentError(
                 f"covariance is given, but solver {self.rule.name!r} makes no use of one; did you mean 'whitened'?"
+            )
+        if self.noise is not None and not self.rule.takes_noise:
+            raise ArgumentError(
+                f"noise = {self.noise!r}: solver {self.rule.name!r} would be wrong with noise between its steps; "
+                "choose another solver or no noise"
+            )
+        if self.noise is not None and self.start.seeds_history:
+            raise ArgumentError(
+                "seed_history has no meaning with noise, which leaves the Gaussian's path; drop one of them"
             )
         if not self.levels:
             raise ArgumentError("the grid leaves no level to visit")
@@ -94,11 +111,38 @@ class Sampler:
         return self.finish.levels(self.start.grid(self.grid))
 
     @property
-    def nfe(self) -> int:
-        """Denoiser evaluations for each sample, known before the run."""
+    def parts(self) -> tuple[Guidance, ...]:
+        """The guidance as objects."""
+        return tuple(part for part in self.guidance if isinstance(part, Guidance))
+
+    @property
+    def route(self) -> Route:
+        """The steps of a run, with the noise between them."""
         levels = self.levels
-        steps = sum(self.rule.evaluations(a, b) for a, b in pairwise(levels))
-        return steps + self.finish.denoise
+        if self.noise is not None:
+            return Route.of(levels, self.noise.steps(levels, len(self.grid.levels)))
+        return Route.of(levels, pairwise(levels), self._seeds(levels))
+
+    def _seeds(self, levels: Sequence[float]) -> list[float]:
+        """Levels above the first whose outputs the start's law provides, in steps of log σ as long as the first one."""
+        if not (self.start.seeds_history and self.rule.history and len(levels) > 1 and levels[1]):
+            return []
+        ratio = levels[0] / levels[1]
+        return [levels[0] * ratio**k for k in range(self.rule.history, 0, -1)]
+
+    def visits(self) -> list[float]:
+        """The level of each evaluation that the solver asks for, in order, the one of a jump included."""
+        route = self.route
+        found = [self.rule.visits(legs) for legs in route.passes()]
+        if route.seeds:
+            found[0] = found[0][len(route.seeds) :]
+        levels = [level for part in found for leg in part for level in leg]
+        return [*levels, route.last] if self.finish.denoise else levels
+
+    @property
+    def nfe(self) -> int:
+        """Denoiser evaluations for each sample, known before the run; those of guidance are among them."""
+        return sum(1 + sum(part.evaluations(level) for part in self.parts) for level in self.visits())
 
     # -- running ------------------------------------------------------------------------------------------------------
 
@@ -138,31 +182,28 @@ class Sampler:
             if not isinstance(self.start, Given):
                 raise ArgumentError("n is missing: how many samples?")
             n = len(self.start.x)
-        self._check_gaussians(denoiser)
         if n < 1 or first < 0:
             raise ArgumentError(f"n = {n}, first = {first}; expected n >= 1 and first >= 0")
         if batch_size is not None and batch_size < 1:
             raise ArgumentError(f"batch_size = {batch_size}; expected at least 1")
         if isinstance(self.start, Given) and len(self.start.x) < n:
             raise ArgumentError(f"n = {n}, but Given(x) holds {len(self.start.x)} states")
+        self._check(denoiser, condition)
         device = device if device is not None else _device_of(denoiser)
-        top, process = self.grid.levels[0], denoiser.process
         parts = []
         for low in range(0, n, batch_size or n):
             high = min(low + (batch_size or n), n)
-            if isinstance(self.start, Given):
-                x = self.start.x[low:high].to(device=device, dtype=dtype)
-            else:
-                ids = torch.arange(first + low, first + high, device=device)
-                z = streams.normal(seed, ids, denoiser.event_shape, purpose="start", dtype=dtype)
-                x = self.start.state(z, top, process)
-            bound = {k: _rows(v, low, high, n) for k, v in condition.items()}
             rows = high - low
-            if rows < MIN_ROWS and denoiser.dim <= SMALL:
-                fill = torch.arange(MIN_ROWS, device=device).clamp(max=rows - 1)
-                x = x[fill]
-                bound = {k: v[fill.to(v.device)] if _cut(v, rows) else v for k, v in bound.items()}
-            parts.append(self._solve(denoiser, x, first + low, trajectory, callback, bound, rows))
+            count = MIN_ROWS if rows < MIN_ROWS and denoiser.dim <= SMALL else rows
+            place = torch.arange(count, device=device).clamp_(max=rows - 1)
+            bound = {k: _rows(v, low, high, n, place) for k, v in condition.items()}
+            ids = place + (first + low)
+            if isinstance(self.start, Given):
+                x = self.start.x[low:high].to(device=device, dtype=dtype)[place]
+            else:
+                z = streams.normal(seed, ids, denoiser.event_shape, purpose="start", dtype=dtype)
+                x = self.start.state(z, self.grid.levels[0], denoiser.process, bound, self.parts)
+            parts.append(self._solve(denoiser, x, bound, seed, ids, first + low, trajectory, callback, rows))
         return _join(parts)
 
     def run(
@@ -170,21 +211,49 @@ class Sampler:
         denoiser: Denoiser | Callable[..., Tensor],
         x: Tensor,
         *,
+        seed: int = 0,
+        first: int = 0,
         trajectory: bool = False,
         callback: Callback | None = None,
         **condition: Any,
     ) -> Samples:
-        """The same from given states ``x`` (B, *event) at the first level that the run visits."""
+        """The same from given states ``x`` (B, *event) at the first level that the run visits.
+
+        Args:
+            denoiser: the model, or a function ``f(x, sigma) -> D``.
+            x: the states.
+            seed, first: name the noise of the steps, where the sampler adds any; row k is sample ``first + k``.
+            trajectory, callback, condition: as for a call.
+        """
         if not isinstance(denoiser, Denoiser):
             denoiser = FunctionDenoiser(denoiser, tuple(x.shape[1:]))
-        return self._solve(denoiser, x, 0, trajectory, callback, condition)
+        if tuple(x.shape[1:]) != denoiser.event_shape:
+            raise ArgumentError(
+                f"states have shape {tuple(x.shape)}; this model takes (B, {str(denoiser.event_shape)[1:]}"
+            )
+        self._check(denoiser, condition)
+        ids = torch.arange(first, first + len(x), device=x.device)
+        return self._solve(denoiser, x, condition, seed, ids, first, trajectory, callback, len(x))
 
-    def _check_gaussians(self, denoiser: Denoiser) -> None:
-        start = self.start.gaussian if isinstance(self.start, GaussianStart) else None
-        for name, gaussian in (("covariance", self.covariance), (f"start {self.start.name!r}", start)):
-            if gaussian is not None and gaussian.event_shape != denoiser.event_shape:
+    def _check(self, denoiser: Denoiser, condition: dict[str, Any]) -> None:
+        """Refuse a model that this sampler cannot sample, and conditions under which it cannot."""
+        laws = [("covariance", self.covariance), *((f"start {self.start.name!r}", law) for law in self.start.laws)]
+        for name, law in laws:
+            if law is not None and law.event_shape != denoiser.event_shape:
                 raise ArgumentError(
-                    f"{name} is a Gaussian of shape {gaussian.event_shape}; the model's samples have {denoiser.event_shape}"
+                    f"{name} is a {type(law).__name__} of shape {law.event_shape}; "
+                    f"the model's samples have {denoiser.event_shape}"
+                )
+        if self.noise is not None and not denoiser.process.gaussian:
+            raise ArgumentError(f"noise = {self.noise!r} is Gaussian, which does not belong to {denoiser.process!r}")
+        for part in self.parts:
+            part.check(condition)
+        for s in self.visits():
+            if not denoiser.sigma_min * (1 - 1e-6) <= s <= denoiser.sigma_max * (1 + 1e-6):
+                lifted = self.noise is not None and s > self.grid.levels[0]
+                raise ArgumentError(
+                    f"noise level {s:g} {'to which the noise lifts' if lifted else 'of the grid'} lies outside the "
+                    f"model's range [{denoiser.sigma_min:g}, {denoiser.sigma_max:g}]"
                 )
 
     @torch.no_grad()
@@ -192,80 +261,49 @@ class Sampler:
         self,
         denoiser: Denoiser,
         x: Tensor,
+        condition: dict[str, Any],
+        seed: int,
+        ids: Tensor,
         first: int,
         keep: bool,
         callback: Callback | None,
-        condition: dict[str, Any],
-        rows: int | None = None,
+        rows: int,
     ) -> Samples:
-        levels, rule, jump = self.levels, self.rule, self.finish.denoise
-        if tuple(x.shape[1:]) != denoiser.event_shape:
-            raise ArgumentError(
-                f"states have shape {tuple(x.shape)}; this model takes (B, {str(denoiser.event_shape)[1:]}"
-            )
-        _check_levels(denoiser, levels)
-        self._check_gaussians(denoiser)
-        shown = slice(rows)  # the rows that are somebody's samples; the rest only fills the batch
-        evaluate, count = _counted(denoiser, condition)
-        plans = rule.plan(levels, x, self.covariance)
-        states, outputs, spent = [x[shown]], [], [0]
-        memory: Any = None
-        for k, plan in enumerate(plans):
-            d = evaluate(x, levels[k])
-            if callback is not None:
-                callback(Step(k, levels[k], levels[k + 1], x[shown], d[shown], count[0], first))
-            x, memory = rule.step(evaluate, x, d, memory, plan)
-            if keep:
-                states.append(x[shown])
-                outputs.append(d[shown])
-                spent.append(count[0])
-        if jump:
-            state = x
-            x = evaluate(state, levels[-1])
-            if callback is not None:
-                callback(Step(len(plans), levels[-1], 0.0, state[shown], x[shown], count[0], first))
-            if keep:
-                states.append(x[shown])
-                outputs.append(x[shown])
-                spent.append(count[0])
-            levels = (*levels, 0.0)
-        x = x[shown]
-        if not bool(torch.isfinite(x).all()):
-            raise NonFiniteError(
-                f"{int((~torch.isfinite(x.flatten(1))).any(1).sum())} of {len(x)} samples are not finite; "
-                f"the model's output was NaN or infinite between sigma = {levels[0]:g} and {levels[-1]:g}"
-            )
-        curves = Trajectory(levels, torch.stack(states), torch.stack(outputs), tuple(spent)) if keep else None
-        return Samples(x, count[0], curves)
+        route = self.route
+        past: Past | None = None
+        if route.seeds:
+            assert isinstance(self.start, GaussianStart)
+            levels = [leg.start for leg in route.seeds]
+            past = (self.start.past(x, route.first, levels), on_device(self.start.gaussian, x.device))
+        return solve(
+            Evaluations(denoiser, condition, self.parts),
+            self.rule,
+            route,
+            x,
+            jump=self.finish.denoise,
+            covariance=self.covariance,
+            draws=None if self.noise is None else self._draws(seed, ids),
+            past=past,
+            first=first,
+            keep=keep,
+            callback=callback,
+            rows=rows,
+        )
 
-    # -- JSON ---------------------------------------------------------------------------------------------------------
+    def _draws(self, seed: int, ids: Tensor) -> Draws:
+        """The noise of the samples ``ids``, for a sampler that adds some."""
+        assert self.noise is not None
+        return Draws(seed, ids, self.noise.inflation, self.noise.factors(self.levels))
+
+    # -- plans --------------------------------------------------------------------------------------------------------
 
     def to_json(self, indent: int | None = 2) -> str:
-        """The sampler as JSON text, Gaussians included, so that it can be used without the data.
+        """The sampler as JSON text, its laws included, so that it can be used without the data.
 
         Raises:
-            ArgumentError: if it starts from ``Given(x)``.
+            ArgumentError: if it starts from ``Given(x)`` or is guided by a function.
         """
-        gaussians: list[Gaussian] = []
-
-        def reference(value: Any) -> Any:
-            if not isinstance(value, Gaussian):
-                return value
-            if not any(value is g for g in gaussians):
-                gaussians.append(value)
-            return {"gaussian": next(k for k, g in enumerate(gaussians) if g is value)}
-
-        spec = {
-            "format": "farfield sampler 1",
-            "solver": self.rule.to_dict(),
-            "sigmas": self.grid.to_dict(),
-            "start": {k: reference(v) for k, v in self.start.to_dict().items()},
-            "finish": self.finish.to_dict(),
-            "covariance": reference(self.covariance),
-            "nfe": self.nfe,
-        }
-        spec["gaussians"] = [g.to_dict() for g in gaussians]
-        return json.dumps(spec, indent=indent)
+        return sampler_json.dump(self, indent)
 
     @classmethod
     def from_json(cls, text: str) -> Sampler:
@@ -275,31 +313,7 @@ class Sampler:
             DataError: if the text is not such JSON.
             ArgumentError: if it names parts or options that do not exist.
         """
-        try:
-            spec = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise DataError(f"not a sampler: invalid JSON at line {error.lineno}: {error.msg}") from error
-        if not isinstance(spec, dict) or spec.get("format") != "farfield sampler 1":
-            raise DataError("not a sampler: the field 'format' should be 'farfield sampler 1'")
-        try:
-            gaussians = [Gaussian.from_dict(g) for g in spec.get("gaussians", [])]
-
-            def resolve(value: Any) -> Any:
-                if not isinstance(value, dict):
-                    return value
-                return dict(enumerate(gaussians))[value["gaussian"]]
-
-            return cls(
-                solver=make_solver(**spec["solver"]),
-                sigmas=grid_from_dict(spec["sigmas"]),
-                start=_part("start", _STORED_STARTS, {k: resolve(v) for k, v in spec["start"].items()}),
-                finish=_part("finish", FINISHES, spec["finish"]),
-                covariance=resolve(spec.get("covariance")),
-            )
-        except FarfieldError:
-            raise
-        except (KeyError, TypeError, IndexError, AttributeError, ValueError, OverflowError, RecursionError) as error:
-            raise DataError(f"not a sampler: a field is missing or has the wrong type ({error!r})") from error
+        return cls(**sampler_json.parse(text))
 
     def with_nfe(self, nfe: int) -> Sampler:
         """The same sampler with as many levels as the budget allows: the largest plan with at most ``nfe`` evaluations.
@@ -328,18 +342,6 @@ class Sampler:
         return best
 
 
-#: States are data; a stored sampler does not hold them.
-_STORED_STARTS = {name: start for name, start in STARTS.items() if start is not Given}
-
-
-def _part(kind: str, registry: dict[str, type[Any]], spec: dict[str, Any]) -> Any:
-    fields = dict(spec)
-    name = fields.pop("name", None)
-    if name not in registry:
-        raise unknown_name(kind, name, registry)
-    return registry[name](**fields)
-
-
 def _device_of(denoiser: Denoiser) -> torch.device:
     for tensor in (*denoiser.parameters(), *denoiser.buffers()):
         return tensor.device
@@ -351,28 +353,9 @@ def _cut(value: Any, n: int) -> bool:
     return isinstance(value, Tensor) and value.ndim > 0 and len(value) == n
 
 
-def _rows(value: Any, low: int, high: int, n: int) -> Any:
-    return value[low:high] if _cut(value, n) else value
-
-
-def _check_levels(denoiser: Denoiser, levels: Sequence[float]) -> None:
-    for s in levels:
-        if s > 0 and not denoiser.sigma_min * (1 - 1e-6) <= s <= denoiser.sigma_max * (1 + 1e-6):
-            raise ArgumentError(
-                f"noise level {s:g} of the grid lies outside the model's range "
-                f"[{denoiser.sigma_min:g}, {denoiser.sigma_max:g}]"
-            )
-
-
-def _counted(denoiser: Denoiser, condition: dict[str, Any]) -> tuple[Callable[[Tensor, float], Tensor], list[int]]:
-    """The denoiser with its conditions bound, and a count of its calls."""
-    count = [0]
-
-    def evaluate(x: Tensor, sigma: float) -> Tensor:
-        count[0] += 1
-        return denoiser(x, sigma, **condition)
-
-    return evaluate, count
+def _rows(value: Any, low: int, high: int, n: int, place: Tensor) -> Any:
+    """The rows of a condition that belong to a batch, filled up as the batch is."""
+    return value[low:high][place.to(value.device)] if _cut(value, n) else value
 
 
 def _join(parts: list[Samples]) -> Samples:

@@ -2,45 +2,80 @@
 
 A start sees the grid it was given and returns the grid that is left to solve. ``Teleport`` and ``LateStart`` begin below the
 top of the grid; ``grid_policy="regrid"`` spends all steps below the start, ``"truncate"`` drops the steps above it and so
-saves their evaluations (Wang & Vastola 2024, section 6 and Alg. 1).
+saves their evaluations (Wang & Vastola 2024, section 6 and Alg. 1). The solver begins there without a memory, at first
+order; with ``seed_history`` a multistep rule gets one from the Gaussian's own outputs above the start, at no evaluation.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from torch import Tensor
 
+from farfield.denoiser import Denoiser
 from farfield.distributions import Gaussian
 from farfield.errors import ArgumentError
 from farfield.processes import Process
 from farfield.sampling.grids import Grid
+from farfield.sampling.guidance import Guidance
 from farfield.sampling.solvers.base import on_device
 
 GridPolicy = Literal["regrid", "truncate"]
 
+NOTHING: Mapping[str, Any] = MappingProxyType({})
+
 
 class Start(ABC):
-    """Base class of the starts; subclasses are frozen dataclasses."""
+    """Base class of the starts; subclasses are frozen dataclasses.
+
+    Attributes:
+        stored: whether it can be written to JSON.
+    """
 
     name: ClassVar[str]
+    stored: ClassVar[bool] = True
+
+    @property
+    def laws(self) -> tuple[Denoiser, ...]:
+        """The laws that it starts from, whose samples have to be of the model's shape."""
+        return ()
+
+    @property
+    def seeds_history(self) -> bool:
+        """Whether :meth:`past` fills the memory of multistep rules."""
+        return False
 
     def grid(self, grid: Grid) -> Grid:
         """The grid below the start."""
         return grid
 
     @abstractmethod
-    def state(self, z: Tensor, top: float, process: Process) -> Tensor:
+    def state(
+        self,
+        z: Tensor,
+        top: float,
+        process: Process,
+        condition: Mapping[str, Any] = NOTHING,
+        guidance: Sequence[Guidance] = (),
+    ) -> Tensor:
         """The state at the start.
 
         Args:
             z: standard normal noise (B, *event), each sample's own.
             top: the highest level of the grid as it was given.
             process: the denoiser's process.
+            condition: the conditions of this batch, e.g. its ``labels``, for starts that depend on them.
+            guidance: the sampler's, likewise.
         """
+
+    def past(self, x: Tensor, sigma: float, levels: Sequence[float]) -> list[tuple[Tensor, Tensor]]:
+        """States and outputs at levels above the start, on the path of the start's law to ``x`` at ``sigma``."""
+        return []
 
     def to_dict(self) -> dict[str, Any]:
         """The name and parameters; a Gaussian among them stays an object, for the sampler to write once."""
@@ -53,7 +88,14 @@ class Prior(Start):
 
     name: ClassVar[str] = "prior"
 
-    def state(self, z: Tensor, top: float, process: Process) -> Tensor:
+    def state(
+        self,
+        z: Tensor,
+        top: float,
+        process: Process,
+        condition: Mapping[str, Any] = NOTHING,
+        guidance: Sequence[Guidance] = (),
+    ) -> Tensor:
         """``σ_0 z``."""
         if not process.gaussian:
             raise ArgumentError(f"Prior draws from noise streams, which {process!r} does not offer; use Given(x)")
@@ -61,22 +103,20 @@ class Prior(Start):
 
 
 @dataclass(frozen=True)
-class GaussianStart(Start):
-    """A start below the top of the grid, from the data's Gaussian.
+class LateGrid(Start):
+    """What starts below the top of the grid have in common: subclasses have the fields ``sigma`` and ``grid_policy``."""
 
-    Args:
-        gaussian: the data's Gaussian.
-        sigma: the level of the start.
-        grid_policy: ``"regrid"`` (same number of steps, all below σ) or ``"truncate"`` (the levels above σ are dropped).
-    """
+    if TYPE_CHECKING:
 
-    gaussian: Gaussian
-    sigma: float
-    grid_policy: GridPolicy = "regrid"
+        @property
+        def sigma(self) -> float:
+            """The level of the start."""
+
+        @property
+        def grid_policy(self) -> GridPolicy:
+            """What becomes of the levels above it."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.gaussian, Gaussian):
-            raise ArgumentError(f"gaussian is a {type(self.gaussian).__name__}; expected a Gaussian")
         if not isinstance(self.sigma, int | float) or not 0 < self.sigma < math.inf:
             raise ArgumentError(f"sigma = {self.sigma!r}; expected a positive number")
 
@@ -97,10 +137,51 @@ class GaussianStart(Start):
             return grid.truncated(self.sigma)
         raise ArgumentError(f"grid_policy = {self.grid_policy!r}; expected 'regrid' or 'truncate'")
 
+
+@dataclass(frozen=True)
+class GaussianStart(LateGrid):
+    """A start below the top of the grid, from the data's Gaussian.
+
+    Args:
+        gaussian: the data's Gaussian: dense, of low rank, or diagonal in the cosine transform.
+        sigma: the level of the start.
+        grid_policy: ``"regrid"`` (same number of steps, all below σ) or ``"truncate"`` (the levels above σ are dropped).
+        seed_history: give a multistep rule the Gaussian's outputs at levels above σ, spaced as the first step is in log σ.
+            The first steps are then of full order, which helps where they are short; over a long one the outputs of a
+            straight past may mislead.
+    """
+
+    gaussian: Gaussian
+    sigma: float
+    grid_policy: GridPolicy = "regrid"
+    seed_history: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.gaussian, Gaussian):
+            raise ArgumentError(f"gaussian is a {type(self.gaussian).__name__}; expected a Gaussian")
+        super().__post_init__()
+
+    @property
+    def laws(self) -> tuple[Denoiser, ...]:
+        """The Gaussian."""
+        return (self.gaussian,)
+
+    @property
+    def seeds_history(self) -> bool:
+        """``seed_history``."""
+        return self.seed_history
+
+    def past(self, x: Tensor, sigma: float, levels: Sequence[float]) -> list[tuple[Tensor, Tensor]]:
+        """The Gaussian's flow upwards from ``x``, and its denoiser there."""
+        law = on_device(self.gaussian, x.device)
+        states = [law.flow(x, sigma, level) for level in levels]
+        return [(state, law(state, level)) for state, level in zip(states, levels, strict=True)]
+
     def to_dict(self) -> dict[str, Any]:
         """The parameters."""
         parameters = {"gaussian": self.gaussian, "sigma": self.sigma, "grid_policy": self.grid_policy}
-        return {"name": self.name, **parameters}
+        # Left out where it is not used, so that stored samplers and what was drawn with them keep their digest.
+        return {"name": self.name, **parameters, **({"seed_history": True} if self.seed_history else {})}
 
 
 @dataclass(frozen=True)
@@ -112,7 +193,14 @@ class LateStart(GaussianStart):
 
     name: ClassVar[str] = "late_start"
 
-    def state(self, z: Tensor, top: float, process: Process) -> Tensor:
+    def state(
+        self,
+        z: Tensor,
+        top: float,
+        process: Process,
+        condition: Mapping[str, Any] = NOTHING,
+        guidance: Sequence[Guidance] = (),
+    ) -> Tensor:
         """``μ + (Σ + σ²)^½ z``."""
         return on_device(self.gaussian, z.device).colour(z, self.sigma)
 
@@ -126,7 +214,14 @@ class Teleport(GaussianStart):
 
     name: ClassVar[str] = "teleport"
 
-    def state(self, z: Tensor, top: float, process: Process) -> Tensor:
+    def state(
+        self,
+        z: Tensor,
+        top: float,
+        process: Process,
+        condition: Mapping[str, Any] = NOTHING,
+        guidance: Sequence[Guidance] = (),
+    ) -> Tensor:
         """``μ + sqrt((Σ + σ²)/(Σ + σ_0²)) (σ_0 z − μ)``."""
         return on_device(self.gaussian, z.device).flow(top * z, top, self.sigma)
 
@@ -137,8 +232,16 @@ class Given(Start):
 
     x: Tensor
     name: ClassVar[str] = "given"
+    stored: ClassVar[bool] = False
 
-    def state(self, z: Tensor, top: float, process: Process) -> Tensor:
+    def state(
+        self,
+        z: Tensor,
+        top: float,
+        process: Process,
+        condition: Mapping[str, Any] = NOTHING,
+        guidance: Sequence[Guidance] = (),
+    ) -> Tensor:
         """The given states; the run picks the rows."""
         return self.x
 

@@ -19,6 +19,7 @@ from farfield.networks.unet import SongUNetConfig
 from farfield.objectives import EDMObjective, ObjectiveConfig, TargetConfig
 from farfield.training.augment import AugmentConfig
 from farfield.training.posthoc import PostHocConfig
+from farfield.training.probe import ProbeConfig
 
 
 def _need(ok: bool, name: str, value: object, right: str) -> None:
@@ -170,8 +171,8 @@ class TrainConfig:
     """A whole training run.
 
     Args:
-        data, network, preconditioning, objective, target, labels, augment, optimizer, ema, evaluate, preview: see
-            their classes.
+        data, network, preconditioning, objective, target, labels, augment, optimizer, ema, evaluate, preview, probe:
+            see their classes.
         uncertainty: learn the weight of each noise level (Karras et al. 2024, section 2.2), which evens out what the
             levels contribute to the gradient.
         batch_size: images a step, over all processes.
@@ -202,6 +203,7 @@ class TrainConfig:
     ema: EMAConfig = field(default_factory=EMAConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     preview: PreviewConfig = field(default_factory=PreviewConfig)
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
     batch_size: int = 128
     accumulate: int = 1
     steps: int = 10_000
@@ -236,7 +238,7 @@ BOOKKEEPING = (
     "tensorboard",
 )
 #: Groups of which the same holds.
-BOOKKEEPING_GROUPS = ("evaluate.", "preview.")
+BOOKKEEPING_GROUPS = ("evaluate.", "preview.", "probe.")
 
 
 def to_dict(config: TrainConfig) -> dict[str, Any]:

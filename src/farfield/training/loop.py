@@ -1,9 +1,9 @@
 """Training in one process or several: deterministic, resumable after a kill at any moment, bit for bit.
 
 The folder of a run holds ``run.json`` (what the run is), ``log.jsonl``, ``checkpoints/`` and, at the end,
-``model.safetensors`` and ``card.json``, the averaged model; with these switched on, also ``previews/``, ``posthoc/``
-and ``tensorboard/``. All randomness is addressed by the step, so a checkpoint is the weights, their averages, the
-optimiser's tensors and one number, and any number of processes can take it up.
+``model.safetensors`` and ``card.json``, the averaged model; with these switched on, also ``previews/``, ``posthoc/``,
+``tensorboard/`` and ``learning.jsonl``. All randomness is addressed by the step, so a checkpoint is the weights, their
+averages, the optimiser's tensors and one number, and any number of processes can take it up.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ from farfield.training.feed import Feed
 from farfield.training.measure import Watch, at_the_end
 from farfield.training.posthoc import POSTHOC, PowerEMA, write_snapshot
 from farfield.training.preview import write_preview
+from farfield.training.probe import RunProbe
 from farfield.training.reporter import Reporter, summary_writer, trim_log
 from farfield.training.setup import alone, claim, load_data, reproducible, specify, write_down
 from farfield.training.step import TrainStep
@@ -165,6 +166,7 @@ class _Run:
         if held is not None and config.labels.use and held.labels is not None:
             self.held_labels = held.labels[:1024].to(device)
         self.watch = Watch(data, config.evaluate, config.labels.use)
+        self.probe = RunProbe(config, self.feed.images, folder, engine)
         self.sums = [0.0, 0.0, 0.0]  # loss, gradient norm, steps since the last line of the log
         self.metrics: dict[str, Any] = {}
         self.clock, self.spent = time.perf_counter(), 0.0  # seconds: this start's beginning, and those before it
@@ -330,6 +332,7 @@ class _Run:
         c, main = self.config, self.engine.main
         start = self.restore()
         self.step.join(self.engine)
+        self.probe.begin(start, self.step)
         board = self.folder / TENSORBOARD if c.tensorboard and main else None
         log = self.folder / LOG if main else None
         with Reporter(log, c.steps, start, self.progress and main, board) as reporter:
@@ -356,6 +359,7 @@ class _Run:
                 about = self.about(done)
                 folder, images = self.folder / POSTHOC, done * c.batch_size
                 write_snapshot(folder, done, images, self.power, self.spec, about, c.ema.posthoc.dtype)
+        self.probe(done, self.step)
         self.sums = [self.sums[0] + stats.loss, self.sums[1] + stats.grad_norm, self.sums[2] + 1]
         reporter.advance(done)
         due, last = done % c.log_every == 0, done == c.steps

@@ -7,10 +7,11 @@ from farfield.sampling.solvers.base import Solver
 from farfield.sampling.solvers.dpmpp_2m import DPMpp2M
 from farfield.sampling.solvers.euler import Euler
 from farfield.sampling.solvers.heun import Heun
+from farfield.sampling.solvers.pndm import PNDM
 from farfield.sampling.solvers.whitened import Whitened
 
 #: Every step rule by its name. A new method is a new file and a new line here.
-SOLVERS: dict[str, type[Solver]] = {s.name: s for s in (Euler, Heun, DPMpp2M, Whitened)}
+SOLVERS: dict[str, type[Solver]] = {s.name: s for s in (Euler, Heun, DPMpp2M, PNDM, Whitened)}
 
 
 def make_solver(name: str, **options: object) -> Solver:
@@ -24,4 +25,4 @@ def make_solver(name: str, **options: object) -> Solver:
     return SOLVERS[name].from_options(options)
 
 
-__all__ = ["SOLVERS", "DPMpp2M", "Euler", "Heun", "Solver", "Whitened", "make_solver"]
+__all__ = ["PNDM", "SOLVERS", "DPMpp2M", "Euler", "Heun", "Solver", "Whitened", "make_solver"]

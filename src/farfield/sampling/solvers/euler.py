@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
+from farfield.sampling.legs import Leg
 from farfield.sampling.solvers.base import Evaluate, Solver, blend
 
 if TYPE_CHECKING:
@@ -24,10 +24,11 @@ class Euler(Solver):
 
     name: ClassVar[str] = "euler"
     order: ClassVar[int] = 1
+    takes_noise: ClassVar[bool] = True
 
-    def plan(self, sigmas: Sequence[float], like: Tensor, covariance: Gaussian | None = None) -> list[float]:
+    def plan(self, legs: Sequence[Leg], like: Tensor, covariance: Gaussian | None = None) -> list[float]:
         """``σ'/σ`` of each step."""
-        return [b / a for a, b in pairwise(sigmas)]
+        return [leg.end / leg.start for leg in legs]
 
     def step(self, evaluate: Evaluate, x: Tensor, d: Tensor, memory: Any, plan: float) -> tuple[Tensor, None]:
         """``x' = (σ'/σ) x + (1 − σ'/σ) D``."""

@@ -57,7 +57,13 @@ def lagrange(u: np.ndarray, points: np.ndarray) -> np.ndarray:
 
 
 def step_weights(
-    variances: Tensor, a: float, b: float, known: Sequence[float], exponent: float, posterior_unit: bool
+    variances: Tensor,
+    a: float,
+    b: float,
+    known: Sequence[float],
+    exponent: float,
+    posterior_unit: bool,
+    level: float | None = None,
 ) -> tuple[Tensor, list[Tensor]]:
     """Gain and residual weights of one step, for every mode.
 
@@ -67,6 +73,8 @@ def step_weights(
         known: the levels at which the residual is known, p of them; for b = 0 the level a alone.
         exponent: of the interpolation variable.
         posterior_unit: measure the residual in units of the Gaussian posterior's standard deviation.
+        level: where noise will bring the state back to once it is at b, ``b <= level < a``: the residual is interpolated over
+            the levels from a to there, run through in log σ at a constant rate; b by default, without noise.
 
     Returns:
         g (r,) and one weight (r,) for each level of ``known``, float64.
@@ -79,12 +87,16 @@ def step_weights(
         return gain, [(a * a + lam) / (a * a) * (1 - gain)]
     gain = ((b * b + lam) / (a * a + lam)).sqrt()
     log_s, w = nodes_and_weights(math.log(b), math.log(a))
-    basis = lagrange(variable(log_s, exponent), variable(np.log(np.asarray(known)), exponent)) * w
+    seen = log_s  # the level at which the residual is taken
+    if level is not None and level != b:
+        seen = math.log(a) + (log_s - math.log(a)) * (math.log(a / level) / math.log(a / b))
+    basis = lagrange(variable(seen, exponent), variable(np.log(np.asarray(known)), exponent)) * w
     # sqrt(b² + λ)/sqrt(s² + λ) as one ratio: neither factor may overflow or vanish on its own.
     s2 = torch.from_numpy(np.exp(2 * log_s))
     factor = ((b * b + lam)[:, None] / (s2[None, :] + lam[:, None])).sqrt()
     if not posterior_unit:
         return gain, list((factor @ torch.from_numpy(basis).T).unbind(1))
     at = torch.tensor(known, dtype=torch.float64).square()
-    weights = (factor * (s2 / (s2 + lam[:, None])).sqrt()) @ torch.from_numpy(basis).T
+    r2 = s2 if seen is log_s else torch.from_numpy(np.exp(2 * seen))
+    weights = (factor * (r2 / (r2 + lam[:, None])).sqrt()) @ torch.from_numpy(basis).T
     return gain, list((weights * ((at + lam[:, None]) / at).sqrt()).unbind(1))

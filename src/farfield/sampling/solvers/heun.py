@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from farfield.sampling.legs import Leg
 from farfield.sampling.solvers.base import Evaluate, Solver, blend
 
 if TYPE_CHECKING:
@@ -28,12 +28,17 @@ class Heun(Solver):
     name: ClassVar[str] = "heun"
     order: ClassVar[int] = 2
     evaluations_per_step: ClassVar[int] = 2
+    takes_noise: ClassVar[bool] = True
 
     def plan(
-        self, sigmas: Sequence[float], like: Tensor, covariance: Gaussian | None = None
+        self, legs: Sequence[Leg], like: Tensor, covariance: Gaussian | None = None
     ) -> list[tuple[float, float, float]]:
         """``(σ'/σ, σ', (σ − σ')/2σ')`` of each step."""
-        return [(b / a, b, (a - b) / (2 * b) if b else 0.0) for a, b in pairwise(sigmas)]
+        return [(b / a, b, (a - b) / (2 * b) if b else 0.0) for a, b, _ in legs]
+
+    def visits(self, legs: Sequence[Leg]) -> list[tuple[float, ...]]:
+        """Start and end; the step down to 0 has no second evaluation."""
+        return [(leg.start, leg.end) if leg.end else (leg.start,) for leg in legs]
 
     def step(
         self, evaluate: Evaluate, x: Tensor, d: Tensor, memory: Any, plan: tuple[float, float, float]

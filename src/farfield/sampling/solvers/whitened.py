@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 import torch
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from farfield.errors import ArgumentError
 from farfield.numerics.spectrum import Spectrum
+from farfield.sampling.legs import Leg
 from farfield.sampling.solvers.base import Evaluate, Solver, on_device
 from farfield.sampling.solvers.exponential import step_weights
 
@@ -62,9 +62,12 @@ class Residual(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """What a step hands to the next: the state it started from, the one it reached, the residuals, newest first."""
+    """What a step hands to the next: the state it started from, the one it reached, the residuals, newest first.
 
-    before: State
+    Where the state has been moved since, ``before`` is None and ``reached`` is empty.
+    """
+
+    before: State | None
     reached: State
     residuals: tuple[Residual, ...]
 
@@ -82,6 +85,10 @@ class Whitened(Solver):
             the same order, which costs no evaluation (the idea of UniPC, Zhao et al. 2023). ``"always"`` every step;
             ``"start"`` the ramp alone, without which a third-order rule keeps the second-order error of its first step;
             ``"never"`` none, and order 3 is then order 2.
+
+    With noise between the steps the linear part stays exact, so that Gaussian data keep their law; the residuals of earlier
+    steps are kept and extrapolated over the fall of the noise level; and no step is corrected across noise, because the
+    residual beyond it depends on that noise.
     """
 
     order: int = 2
@@ -90,6 +97,7 @@ class Whitened(Solver):
     corrector: Literal["start", "always", "never"] = "always"
     name: ClassVar[str] = "whitened"
     uses_covariance: ClassVar[bool] = True
+    takes_noise: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not isinstance(self.order, int) or self.order not in (1, 2, 3):
@@ -101,7 +109,16 @@ class Whitened(Solver):
         if self.corrector not in ("start", "always", "never"):
             raise ArgumentError(f"corrector = {self.corrector!r}; expected 'start', 'always' or 'never'")
 
-    def plan(self, sigmas: Sequence[float], like: Tensor, covariance: Gaussian | None = None) -> list[Plan]:
+    @property
+    def history(self) -> int:
+        """``order − 1``."""
+        return self.order - 1
+
+    def moved(self, memory: Memory | None, x: Tensor) -> Memory | None:
+        """The residuals; the states that the memory holds are no longer the run's."""
+        return None if memory is None else Memory(None, State(None, None), memory.residuals)
+
+    def plan(self, legs: Sequence[Leg], like: Tensor, covariance: Gaussian | None = None) -> list[Plan]:
         """Gains and weights of each step, integrated in float64 once for the grid."""
         covariance = None if covariance is None else on_device(covariance, like.device)
         spectrum = covariance.spectrum if covariance is not None else None
@@ -111,19 +128,23 @@ class Whitened(Solver):
         tail = torch.tensor([spectrum.tail if spectrum is not None else 0.0], dtype=torch.float64)
         variances = torch.cat((values, tail))
 
-        def coefficients(a: float, b: float, known: Sequence[float]) -> Coefficients:
-            gain, weights = step_weights(variances, a, b, known, self.exponent, self.unit == "posterior")
+        def coefficients(leg: Leg, known: Sequence[float]) -> Coefficients:
+            a, b, level = leg
+            gain, weights = step_weights(variances, a, b, known, self.exponent, self.unit == "posterior", level)
             tails = [float(w[-1]) for w in weights]
             return Coefficients(gain[:-1].to(like), [w[:-1].to(like) for w in weights], float(gain[-1]), tails)
 
         plans = []
-        for k, (a, b) in enumerate(pairwise(sigmas)):
-            past = [sigmas[k - j] for j in range(min(self.order, k + 1))]
-            shrinkage = variances / (variances + a * a)
-            predict = coefficients(a, b, past if b else past[:1])
+        starts = [leg.start for leg in legs]
+        for k, leg in enumerate(legs):
+            past = [starts[k - j] for j in range(min(self.order, k + 1))]
+            shrinkage = variances / (variances + leg.start * leg.start)
+            predict = coefficients(leg, past if leg.end else past[:1])
             correct = None
             if k and (self.corrector == "always" or (self.corrector == "start" and k < self.order - 1)):
-                correct = coefficients(sigmas[k - 1], a, [sigmas[k - j] for j in range(min(self.order, k + 1))])
+                before = legs[k - 1]
+                if before.end == leg.start:  # no noise has come in between
+                    correct = coefficients(before, past)
             plans.append(Plan(spectrum, mean, shrinkage[:-1].to(like), float(shrinkage[-1]), predict, correct))
         return plans
 
@@ -135,13 +156,13 @@ class Whitened(Solver):
         if plan.mean is not None:
             y, e = y - plan.mean, e - plan.mean
         spectrum = plan.spectrum if plan.spectrum is not None and plan.spectrum.rank else None
-        if memory is not None:
-            state = State(memory.reached.modes, y)
-        else:
-            state = State(spectrum.project(y) if spectrum is not None else None, y)
+        modes = memory.reached.modes if memory is not None else None
+        if modes is None and spectrum is not None:
+            modes = spectrum.project(y)
+        state = State(modes, y)
         residual = _residual(spectrum, plan, state, e)
         past = memory.residuals if memory is not None else ()
-        if plan.correct is not None and memory is not None:
+        if plan.correct is not None and memory is not None and memory.before is not None:
             state = _advance(spectrum, plan.correct, memory.before, (residual, *past))
         reached = _advance(spectrum, plan.predict, state, (residual, *past))
         if reached.full is not None:

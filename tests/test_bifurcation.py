@@ -1,0 +1,98 @@
+"""Bifurcation diagrams: pitchforks, the second breaking on the branches, folds."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+
+from farfield.analysis.bifurcation import bifurcation_diagram, theta_levels
+from farfield.analysis.critical_times import critical_times
+from farfield.analysis.fixed_points import fixed_point_on_ray
+from farfield.distributions import Empirical, Gaussian, GaussianMixture
+from farfield.errors import ArgumentError
+from farfield.processes import VP
+
+
+def P(*rows):
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+C, S = math.cos(0.3), math.sin(0.3)
+LEVELS = theta_levels(VP(), 50, 0.05)
+
+
+def test_pitchfork_of_two_points():
+    """Holds symmetry_breaking F2 and F6 along the branches: one state before θ_c, three after, square-root onset."""
+    law = Empirical(P([-1.0], [1.0]))
+    diagram = bifurcation_diagram(law, sigmas=LEVELS)
+    assert [b.born for b in diagram.branches] == ["far field", "bifurcation", "bifurcation"]
+    (event,) = diagram.bifurcations
+    assert event.kind == "loss"
+    assert event.theta == pytest.approx(math.sqrt(math.sqrt(2) - 1), rel=1e-7)
+    centre, up = diagram.branches[0], diagram.branches[1]
+    assert int(centre.unstable[0]) == 0
+    assert int(centre.unstable[-1]) == 1
+    assert not up.unstable.any()
+    heights = diagram.coordinates(1, P(1.0)[0:1].view(1)).abs()
+    for sigma, height in zip(up.sigmas.tolist(), heights.tolist(), strict=True):
+        assert height == pytest.approx(fixed_point_on_ray(law, sigma, P(1.0)), rel=1e-6)
+    assert diagram.stable_at(3.0) == 1
+    assert diagram.stable_at(0.5) == 2
+
+
+def test_second_breaking_on_the_branch_fact_f14():
+    """Holds symmetry_breaking F14: the branch (x*, 0) loses stability at θ = 0.9573264959, and corners appear."""
+    law = Empirical(P([C, S], [C, -S], [-C, S], [-C, -S]))
+    levels = [s for s in theta_levels(VP(), 41, 0.5, 0.98)]
+    diagram = bifurcation_diagram(law, sigmas=levels)
+    losses = {event.branch: event for event in diagram.bifurcations if event.theta > 0.9}
+    assert diagram.bifurcations[0].theta == pytest.approx(0.66423012, abs=5e-9)
+    assert sorted(losses) == [0, 1, 2]
+    for number, event in losses.items():
+        assert event.theta == pytest.approx(0.9573264959, abs=1e-9)
+        assert abs(float(event.direction[1])) == pytest.approx(1, abs=1e-6)
+        assert (abs(float(event.state[0])) > 0.5) == (number > 0)
+    ends = torch.stack([b.states[-1] for b in diagram.branches if int(b.unstable[-1]) == 0])
+    assert len(ends) == 4
+    assert diagram.stable_at(levels[-1]) == 4
+    assert len(diagram.branches) == 9
+
+
+def test_fold_of_unequal_clusters():
+    """A branch born in a fold comes with its saddle, at the level that the critical times name too."""
+    law = GaussianMixture([0.2, 0.8], P([1.0], [-1.0]), torch.full((2, 1, 1), 0.01, dtype=torch.float64))
+    diagram = bifurcation_diagram(law, sigmas=LEVELS, starts=P([1.0], [-1.0]))
+    assert [b.born for b in diagram.branches] == ["far field", "fold", "fold"]
+    (event,) = diagram.bifurcations
+    assert event.kind == "fold"
+    assert event.sigma == pytest.approx(critical_times(law).first.sigma, rel=2e-3)
+    assert event.bracket < 1e-4
+    node, saddle = diagram.branches[1:]
+    assert not node.unstable.any()
+    assert (saddle.unstable == 1).all()
+    assert float(node.states[-1]) == pytest.approx(1, abs=0.05)
+    alone = bifurcation_diagram(law, sigmas=LEVELS)
+    assert len(alone.branches) == 1
+    assert alone.bifurcations == ()
+
+
+def test_wide_gaussian_has_no_branches_fact_f17():
+    """Holds symmetry_breaking F17: stability is lost and nothing is gained."""
+    law = Gaussian(torch.zeros(1, dtype=torch.float64), 4 * torch.eye(1, dtype=torch.float64))
+    diagram = bifurcation_diagram(law, sigmas=LEVELS)
+    assert len(diagram.branches) == 1
+    assert diagram.bifurcations[0].theta == pytest.approx(1 / math.sqrt(3), rel=1e-6)
+
+
+def test_plain_and_plotted():
+    diagram = bifurcation_diagram(Empirical(P([-1.0], [1.0])), sigmas=LEVELS[::3], dynamics="ode")
+    record = json.loads(json.dumps(diagram.to_dict(), allow_nan=False))
+    assert len(record["branches"]) == len(diagram.branches)
+    for axis in ("theta", "time", "sigma"):
+        axes = diagram.plot(axis=axis).axes[0]
+        assert len(axes.lines) >= 2
+    with pytest.raises(ArgumentError, match="at least two"):
+        bifurcation_diagram(Empirical(P([-1.0], [1.0])), sigmas=[1.0])
