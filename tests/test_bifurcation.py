@@ -46,7 +46,7 @@ def test_pitchfork_of_two_points():
 def test_second_breaking_on_the_branch_fact_f14():
     """Holds symmetry_breaking F14: the branch (x*, 0) loses stability at θ = 0.9573264959, and corners appear."""
     law = Empirical(P([C, S], [C, -S], [-C, S], [-C, -S]))
-    levels = [s for s in theta_levels(VP(), 41, 0.5, 0.98)]
+    levels = list(theta_levels(VP(), 41, 0.5, 0.98))
     diagram = bifurcation_diagram(law, sigmas=levels)
     losses = {event.branch: event for event in diagram.bifurcations if event.theta > 0.9}
     assert diagram.bifurcations[0].theta == pytest.approx(0.66423012, abs=5e-9)
@@ -64,7 +64,8 @@ def test_second_breaking_on_the_branch_fact_f14():
 def test_fold_of_unequal_clusters():
     """A branch born in a fold comes with its saddle, at the level that the critical times name too."""
     law = GaussianMixture([0.2, 0.8], P([1.0], [-1.0]), torch.full((2, 1, 1), 0.01, dtype=torch.float64))
-    diagram = bifurcation_diagram(law, sigmas=LEVELS, starts=P([1.0], [-1.0]))
+    levels = theta_levels(VP(), 20, 0.5)
+    diagram = bifurcation_diagram(law, sigmas=levels, starts=P([1.0], [-1.0]))
     assert [b.born for b in diagram.branches] == ["far field", "fold", "fold"]
     (event,) = diagram.bifurcations
     assert event.kind == "fold"
@@ -74,7 +75,7 @@ def test_fold_of_unequal_clusters():
     assert not node.unstable.any()
     assert (saddle.unstable == 1).all()
     assert float(node.states[-1]) == pytest.approx(1, abs=0.05)
-    alone = bifurcation_diagram(law, sigmas=LEVELS)
+    alone = bifurcation_diagram(law, sigmas=levels)
     assert len(alone.branches) == 1
     assert alone.bifurcations == ()
 
@@ -88,7 +89,10 @@ def test_wide_gaussian_has_no_branches_fact_f17():
 
 
 def test_plain_and_plotted():
-    diagram = bifurcation_diagram(Empirical(P([-1.0], [1.0])), sigmas=LEVELS[::3], dynamics="ode")
+    diagram = bifurcation_diagram(Empirical(P([-0.5], [0.5])), sigmas=LEVELS[::3], dynamics="ode")
+    assert diagram.bifurcations[0].theta == pytest.approx(math.sqrt(0.75), rel=1e-6)
+    always = bifurcation_diagram(Empirical(P([-1.0], [1.0])), sigmas=LEVELS[::3], dynamics="ode")
+    assert [len(b.sigmas) for b in always.branches] == [len(LEVELS[::3])] * 3
     record = json.loads(json.dumps(diagram.to_dict(), allow_nan=False))
     assert len(record["branches"]) == len(diagram.branches)
     for axis in ("theta", "time", "sigma"):

@@ -10,6 +10,11 @@ from farfield.analysis.fidelity import LawFidelity, ScoreFidelity, reference_law
 from farfield.analysis.field import ScoreField, score_field
 from farfield.analysis.gaussianity import shapiro_wilk
 from farfield.analysis.label_diversity import mode_masses
+from farfield.analysis.late_start import analyze_late_start
+from farfield.analysis.late_start_choice import StartChoice, choose_start
+from farfield.analysis.late_start_curve import knee, plateau_edge
+from farfield.analysis.late_start_mismatch import LawMismatch, law_mismatch
+from farfield.analysis.late_start_result import LateStartSweep
 from farfield.analysis.learning import LearningProbe, named_laws
 from farfield.analysis.learning_curves import LearningCurves
 from farfield.analysis.learning_record import learning_curves, read_record
@@ -49,7 +54,9 @@ __all__ = [
     "Estimate",
     "Findings",
     "Injection",
+    "LateStartSweep",
     "LawFidelity",
+    "LawMismatch",
     "LearningCurves",
     "LearningProbe",
     "LikelihoodReport",
@@ -66,6 +73,7 @@ __all__ = [
     "SolverAudit",
     "SolverRow",
     "SolverTable",
+    "StartChoice",
     "Subject",
     "Table",
     "TargetVariance",
@@ -75,13 +83,17 @@ __all__ = [
     "advise",
     "analysis",
     "analyze",
+    "analyze_late_start",
     "check_symmetry",
     "choose_images",
+    "choose_start",
     "compare_solvers",
     "default_entrants",
     "describe",
     "divergence_generator",
     "is_symmetry_of",
+    "knee",
+    "law_mismatch",
     "learning_curves",
     "linear_preview",
     "measure_emergence",
@@ -92,6 +104,7 @@ __all__ = [
     "plan_injection",
     "plan_teleport",
     "plane_through",
+    "plateau_edge",
     "posterior_spread",
     "rank_sweep",
     "read_record",

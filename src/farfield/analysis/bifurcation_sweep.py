@@ -121,7 +121,9 @@ class Sweep:
         x = anderson(step, self.origin, tolerance=1e-6 * self.tolerance * levels[0], steps=500).x
         x = newton(step, x, tolerance=0.01 * self.tolerance * levels[0], steps=12).x
         point = self._point(step, x, None)
-        self.lines.append(_Line("far field", [point]))
+        first = _Line("far field", [point], pending=dict.fromkeys(range(point.unstable), _TRIES))
+        self.lines.append(first)
+        self.lines += self._open(first, step)
         for sigma in levels[1:]:
             self._advance(self._map(sigma), [line for line in self.lines if line.alive])
 

@@ -2,9 +2,12 @@
 
 from farfield.analysis.tables import Table
 from farfield.experiments import (
+    gaussian_late_start,
     gaussian_score,
     gaussian_score_rank,
+    late_start,
     learning_order,
+    minority_coverage,
     stf_training,
     stf_variance,
     symmetry_sections,
@@ -19,9 +22,12 @@ __all__ = [
     "Outcome",
     "Settings",
     "Table",
+    "gaussian_late_start",
     "gaussian_score",
     "gaussian_score_rank",
+    "late_start",
     "learning_order",
+    "minority_coverage",
     "run_experiment",
     "stf_training",
     "stf_variance",
