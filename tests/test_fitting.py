@@ -7,6 +7,7 @@ import torch
 from farfield.distributions import Empirical, Gaussian, GaussianMixture
 from farfield.distributions import mixture_clusters as module
 from farfield.distributions.mixture_clusters import clusters, coordinates, extended, kmeans
+from farfield.distributions.mixture_family import MixtureFamily
 from farfield.distributions.mixture_fit import grouped, shared, within
 from farfield.errors import ArgumentError, DataError
 
@@ -277,3 +278,17 @@ def test_a_shared_basis_is_exact_where_components_share_their_axes():
     law = GaussianMixture.fit(torch.cat(parts), 2, shared_basis=True)
     full = GaussianMixture.fit(torch.cat(parts), 2)
     torch.testing.assert_close(dense(law), dense(full), atol=1e-12, rtol=0)
+
+
+def test_numbers_of_numpy_and_data_of_any_type_are_taken():
+    """Ranks from np.arange; masks, 8-bit images and bfloat16 as data."""
+    data = torch.randint(0, 2, (40, 4), generator=torch.Generator().manual_seed(0))
+    wanted = Gaussian.fit(data.double(), rank=2)
+    for own in (data.bool(), data.bool().numpy(), data.to(torch.uint8), data.bfloat16()):
+        law = Gaussian.fit(own, rank=np.int64(2))
+        torch.testing.assert_close(law.spectrum.values, wanted.spectrum.values)
+        assert GaussianMixture.fit(own, 3, rank=np.int64(1)).rank == 1
+        assert MixtureFamily(own, np.int64(2), warm=(2, 3)).mixture(3, np.int64(1)).rank == 1
+    for bad in (True, -1, np.int64(-1), 1.0, 0.0, "2"):
+        with pytest.raises(ArgumentError, match="rank"):
+            Gaussian.fit(data, rank=bad)

@@ -147,3 +147,25 @@ def test_one_decomposition_serves_until_the_next_update(tmp_path, monkeypatch):
     assert Gaussian.fit(MomentSums().update(x.float())).mean.dtype == torch.float32
     with pytest.raises(ArgumentError, match="dct"):
         Gaussian.fit(sums, basis="dct")
+
+
+def test_an_empty_accumulator_holds_to_its_scale():
+    """Sums of [0, 1] images must not slip into those of [-1, 1] because these have seen nothing yet."""
+    unit = MomentSums(pixel_range=(0, 1)).update(torch.rand(9, 4))
+    with pytest.raises(DataError, match="pixel range"):
+        MomentSums(pixel_range=(-1, 1)).merge(unit)
+    assert MomentSums().merge(unit).pixel_range == (0, 1)
+
+
+@pytest.mark.parametrize("change", [{"count": math.inf}, {"shape": [math.inf]}, {"shape": [-2, -2]}, {"count": -1}])
+def test_headers_with_impossible_numbers_are_data_errors(tmp_path, change):
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    path = tmp_path / "sums.safetensors"
+    MomentSums().update(torch.rand(9, 4)).save(path)
+    with safe_open(path, "pt") as file:
+        header, tensors = json.loads(file.metadata()["farfield"]), {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+    save_file(tensors, path, {"farfield": json.dumps(header | change)})
+    with pytest.raises(DataError):
+        MomentSums.load(path)

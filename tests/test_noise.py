@@ -334,5 +334,9 @@ def test_refusals():
     model.sigma_max = 80.0
     with pytest.raises(ArgumentError, match=r"level 113.\d+ to which the noise lifts lies outside"):
         Sampler("euler", noise=Churn(20.0, s_max=80.0))(model, 2)
+    model.sigma_min = 0.002
+    with pytest.raises(ArgumentError, match=r"to which 'heun' goes down before .* 'euler', 'dpmpp_2m' and 'whitened'"):
+        Sampler("heun", noise=Ancestral())(model, 2)
+    assert Sampler("dpmpp_2m", noise=Ancestral())(model, 2).nfe == 18
     with pytest.raises(DataError, match="has a field 'restarts'"):
         sampler_json.parse('{"format": "farfield sampler 1", "restarts": 1}')

@@ -124,6 +124,7 @@ def test_by_skip_and_by_noise():
     assert (by_noise.sigma, by_noise.skip, by_noise.chosen_by) == (30.0, 3, "noise")
     assert by_noise.sampler.levels[:2] == (30.0, karras(18)[3])
     assert plan(skip=0).sampler == HEUN
+    assert "what was asked for skips nothing; all 35" in plan(skip=0).summary()
 
 
 def test_by_budget():

@@ -162,6 +162,18 @@ def test_fit_by_class(basis):
         ClassTeleport.fit(images, labels[:3], 5.0)
 
 
+@pytest.mark.parametrize("guidance", [(), (ClassifierFree(2.0),)])
+def test_a_sample_of_a_class_does_not_depend_on_its_batch(guidance):
+    """How many neighbours of its class a sample has in its batch does not change its last bit."""
+    images = torch.randn(300, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    law = Gaussian.fit(images)
+    labels = torch.arange(60) % 9
+    sampler = Sampler("euler", karras(4), ClassTeleport((law,) * 9, law, 5.0, "truncate"), guidance=guidance)
+    together = sampler(law, 60, seed=3, labels=labels).x
+    for size in (1, 2, 23):
+        assert torch.equal(sampler(law, 60, seed=3, labels=labels, batch_size=size).x, together)
+
+
 def test_variances_outside_a_low_rank_basis():
     images, labels = labelled()
     for pooled in (Gaussian.fit(images, rank=2), Gaussian.fit(images, basis="dct"),

@@ -37,11 +37,16 @@ class _Point:
 
 @dataclass(eq=False)
 class _Line:
-    """A branch while it is followed; ``pending``: directions whose sides are still looked for, with the tries left."""
+    """A branch while it is followed.
+
+    ``span`` is how far from another state it was born; ``pending`` are the directions whose sides are still looked for, with
+    the tries left.
+    """
 
     born: Birth
     points: list[_Point]
     alive: bool = True
+    span: float = 0.0
     pending: dict[int, int] = field(default_factory=dict)
 
 
@@ -96,21 +101,26 @@ class Sweep:
         fits = float(found.residuals[0]) <= self.tolerance * size and float((found.x - last).norm()) <= reach
         return found.x if fits else None
 
-    def _carry(self, x: Tensor, top: float, sigma: float, reach: float, halvings: int = 5) -> Tensor | None:
-        """A stable state taken from level ``top`` to another, in smaller steps where it moves far; None where it jumps."""
-        found = self._move(self._map(sigma), x, x, True, reach)
+    def _carry(
+        self, x: Tensor, top: float, sigma: float, reach: float, stable: bool = True, halvings: int = 5
+    ) -> Tensor | None:
+        """A state taken from level ``top`` to another, in smaller steps where it moves far; None where it jumps."""
+        found = self._move(self._map(sigma), x, x, stable, reach)
         if found is not None or halvings == 0:
             return found
         middle = math.sqrt(top * sigma)
-        half = self._carry(x, top, middle, reach, halvings - 1)
-        return None if half is None else self._carry(half, middle, sigma, reach, halvings - 1)
+        half = self._carry(x, top, middle, reach, stable, halvings - 1)
+        return None if half is None else self._carry(half, middle, sigma, reach, stable, halvings - 1)
 
     def _reach(self, line: _Line) -> float:
         """How far a state may move from one level to the next."""
         last = line.points[-1]
         kappa = critical_ratio(self.process, last.sigma, self.dynamics)
         wide = math.sqrt(max(float(last.values[0]), 0.0) * kappa) * last.sigma
-        moved = float((last.x - line.points[-2].x).norm()) if len(line.points) > 1 else self._size(last.x, last.sigma)
+        if len(line.points) > 1:
+            moved = float((last.x - line.points[-2].x).norm())
+        else:
+            moved = line.span if line.span > 0 else self._size(last.x, last.sigma)
         return 4 * moved + 0.3 * wide
 
     # -- downwards ----------------------------------------------------------------------------------------------------
@@ -134,13 +144,14 @@ class Sweep:
             last = line.points[-1]
             guess = self._extrapolate(line, step.field.sigma)
             stable = last.unstable == 0
-            reach = self._reach(line)
+            sigma, reach = step.field.sigma, self._reach(line)
             if stable:
-                x = self._carry(last.x, last.sigma, step.field.sigma, reach)
+                x = self._carry(last.x, last.sigma, sigma, reach)
             else:
                 x = self._move(step, guess, last.x, False, reach)
-                x = self._move(step, last.x, last.x, False, reach) if x is None else x
-            if x is None or self._taken(x, step.field.sigma, but=line) is not None:
+                if x is None or self._taken(x, sigma, but=line) is not None:  # Newton's method has found another state
+                    x = self._carry(last.x, last.sigma, sigma, reach / 8, stable=False)
+            if x is None or self._taken(x, sigma, but=line) is not None:
                 line.alive = False
                 self._ended(line, step)
                 continue
@@ -245,7 +256,8 @@ class Sweep:
                     for other in found
                 )
                 if fits and not known and len(self.lines) + len(found) < self.max_branches:
-                    found.append(_Line("bifurcation", [self._point(step, polished.x, point)]))
+                    born = self._point(step, polished.x, point)
+                    found.append(_Line("bifurcation", [born], span=float((born.x - point.x).norm())))
             if complete:
                 del line.pending[k]
         return found
@@ -311,7 +323,7 @@ class Sweep:
         self._event(sigma, bracket, "fold", line, best.x[0], best.vectors[0])
         saddle = self._partner(line)
         if saddle is not None and len(self.lines) < self.max_branches:
-            partner = _Line("fold", [saddle])
+            partner = _Line("fold", [saddle], span=float((saddle.x - line.points[0].x).norm()))
             self.lines.append(partner)
             for lower in [point.sigma for point in line.points[1:]]:
                 if partner.alive:

@@ -19,7 +19,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from farfield.analysis.critical_path import CentralPath, Level, Root, next_sigma, project, refine
+from farfield.analysis.critical_path import CentralPath, Level, project
+from farfield.analysis.critical_search import Root, next_sigma, refine
 from farfield.analysis.fixed_points import FixedPointMap, anderson
 
 Side = Literal["stable", "runaway", "none"]

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from farfield.analysis.critical_branches import Fold, bistable_from, density_split, fold_aside, look_aside
 from farfield.analysis.critical_field import Dynamics, check_dynamics, noise_about
-from farfield.analysis.critical_path import CentralPath, Centre, Level, Root, next_sigma, refine
+from farfield.analysis.critical_path import CentralPath, Centre, Level
 from farfield.analysis.critical_result import CriticalTimes, Crossing, Visit
+from farfield.analysis.critical_search import Root, next_sigma, refine
 from farfield.denoiser import Denoiser
 from farfield.errors import ArgumentError
 from farfield.processes import DDPM, VP, TimeMap

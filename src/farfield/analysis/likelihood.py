@@ -64,7 +64,7 @@ class LikelihoodReport:
         other = sum(self.gaussian[name]) / len(self.gaussian[name])
         text = f"{', '.join(parts)} ({kind}, at σ = {found.sigma_min:.3g}); the data's Gaussian: {other:.3f} ({name})."
         if self.gap is not None:
-            text += f" Held out costs {self.gap:+.3f} bits/dim against training."
+            text += f" Held out costs {abs(self.gap):.3f} bits/dim {'more' if self.gap >= 0 else 'less'} than training."
         return text
 
     def tables(self) -> list[Table]:

@@ -46,7 +46,7 @@ def draw_components(found: RankSweep, axes: Any) -> None:
     axes.set_ylim(0, min(max(1.15, 1.05 * top), 4))
     axes.set_xticks(found.components, [str(c) for c in found.components])
     axes.minorticks_off()
-    dress(axes, "components K, full rank", f"FUV / FUV of K = {first}", "too many components hurt")
+    dress(axes, "components K, full rank", f"FUV / FUV of K = {first}", "what more components explain")
     label_ends(axes, ends)
 
 

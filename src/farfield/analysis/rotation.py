@@ -158,7 +158,7 @@ def _draw_errors(found: Rotation, axes: Any) -> None:
     )
     axes.set_xlim(sigmas[0], sigmas[-1])
     dress(axes, "noise level σ  (sampling runs to the right)", "share of the energy", "what is no rotation")
-    axes.legend(frameon=False, fontsize=8, labelcolor=INK, loc="lower right")
+    axes.legend(frameon=False, fontsize=8, labelcolor=INK, loc="lower center")
 
 
 def gaussian_rotation_error(law: Gaussian, x: Tensor, sigma_from: float, sigmas: Tensor) -> tuple[Tensor, Tensor]:

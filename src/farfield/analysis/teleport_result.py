@@ -112,6 +112,11 @@ class TeleportPlan:
     def summary(self) -> str:
         """The level, what it saves, and what it is expected to do to the samples."""
         if not self.skip:
+            if self.chosen_by in ("skip", "noise") or (self.chosen_by == "budget" and self.nfe_left == self.nfe):
+                return f"No teleport: what was asked for skips nothing; all {self.nfe} evaluations remain."
+            if self.fuv[0] <= self.tolerance:
+                level = f"σ = {self.sigmas[0]:.3g}"
+                return f"No teleport: only the top of the grid, {level}, is within the tolerance of {self.tolerance:g}."
             return (
                 f"No teleport: already at σ = {self.sigmas[0]:.3g} the Gaussian leaves {self.fuv[0]:.2g} of the score "
                 f"unexplained, against a tolerance of {self.tolerance:g}."
@@ -144,7 +149,7 @@ class TeleportPlan:
         ] if self.measured else [(k, s, self.fuv[k]) for k, s in enumerate(self.sigmas)]  # fmt: skip
         columns: tuple[str, ...] = ("#", "σ", "FUV of the score")
         if self.measured:
-            columns = (*columns, "FUV of the denoiser", "predicted error of the state", "of the sample")
+            columns = (*columns, "FUV of D − μ", "predicted error of the state", "of the sample")
         found = [Table(f"the data's Gaussian along its own flow, {self.states} states", columns, tuple(rows))]
         if self.checks:
             names = ("skip", "σ", "state", "predicted", "sample", "predicted", "median")
@@ -162,7 +167,7 @@ class TeleportPlan:
         left.set_yscale("log")
         left.plot(self.sigmas, self.fuv, color=PALETTE[0], linewidth=2, marker="o", markersize=4, label="of the score")
         if self.measured and max(self.denoiser_fuv) > 0:
-            left.plot(self.sigmas, self.denoiser_fuv, color=PALETTE[7], linewidth=1.2, label="of the denoiser")
+            left.plot(self.sigmas, self.denoiser_fuv, color=PALETTE[7], linewidth=1.2, label="of D − μ")
             left.legend(frameon=False, fontsize=9, loc="center right")
         left.set_xlim(low / 1.15, high * 1.15)
         left.axhline(self.tolerance, color=INK, alpha=0.5, linewidth=0.9, linestyle=(0, (1, 2)))

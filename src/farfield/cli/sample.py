@@ -56,7 +56,8 @@ class Sample:
     """What a teleport does with the steps above it: truncate saves them, regrid takes them below. By default auto saves
     them, unless there are 12 evaluations or fewer, and a teleport to a given level takes them below."""
     eta: float | None = None
-    """Fresh noise after each step, as in DDPM: 1 all of it, 0 none."""
+    """Fresh noise after each step, as in DDPM: 1 all of it, 0 none. With --solver euler, dpmpp_2m or whitened; heun's
+    steps would end below the model's lowest level."""
     churn: float | None = None
     """Fresh noise before each step, as in EDM's stochastic sampler: its S_churn."""
     guidance: float | None = None

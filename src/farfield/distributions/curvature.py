@@ -82,6 +82,8 @@ def mixture_spectrum(law: GaussianMixture, x: Tensor, sigma: float | Tensor, cou
             top, directions = factored(factor[:, used], scale[used], float((w * tail).sum()) * s2, count)
             values.append(top.clamp(min=0))
             vectors.append(directions)
+    if not values:
+        return y.new_zeros(0, count), y.new_zeros(0, count, law.dim)
     return torch.stack(values), torch.stack(vectors)
 
 
@@ -109,9 +111,9 @@ def by_products(
             many = {k: t.expand(n, *t.shape[1:]) if isinstance(t, Tensor) and t.ndim else t for k, t in told.items()}
             return law.jvp(state.expand(n, *law.event_shape), own, v.view(n, *law.event_shape), **many)[1].flatten(1)
 
-        top, directions = (
-            _dense(product, law.dim, count, x) if law.dim <= DENSE else _lanczos(product, law.dim, count, x)
-        )
+        # Lanczos' method cannot find all of them, nor is it cheap for most.
+        whole = law.dim <= DENSE or 2 * count > law.dim
+        top, directions = (_dense if whole else _lanczos)(product, law.dim, count, x)
         values.append(top * float(own) ** 2)
         vectors.append(directions)
     return torch.stack(values), torch.stack(vectors).to(x.dtype).view(x.shape[0], count, *law.event_shape)
@@ -132,7 +134,7 @@ def _lanczos(product: Any, dim: int, count: int, like: Tensor) -> tuple[Tensor, 
 
     operator = LinearOperator((dim, dim), matvec=multiply, matmat=multiply, dtype=np.float64)
     start = np.random.default_rng(0).standard_normal(dim)
-    values, vectors = eigsh(operator, k=min(count, dim - 1), which="LA", v0=start)
+    values, vectors = eigsh(operator, k=count, which="LA", v0=start)
     order = np.argsort(-values)
     pairs = torch.from_numpy(values[order].copy()), torch.from_numpy(vectors.T[order].copy())
     return pairs[0].to(like.device), pairs[1].to(like.device)

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from farfield.distributions import mixture_pruning
@@ -34,6 +34,12 @@ from farfield.errors import ArgumentError, DataError
 from farfield.numerics import arrays
 from farfield.numerics.shrinkage import Regulariser, Shrinkage
 from farfield.numerics.spectrum import Spectrum, Tail
+
+
+def _derive_anew(law: nn.Module, keys: Any) -> None:
+    """After a state has been loaded; a function of its own, so that a law can be copied and pickled."""
+    assert isinstance(law, GaussianMixture)
+    law._derive()
 
 
 class GaussianMixture(Distribution):
@@ -84,29 +90,31 @@ class GaussianMixture(Distribution):
         pi = pi / pi.sum()
         dtype = torch.float64 if means.dtype == torch.float64 else torch.float32
         stacked, values, mask, tails = stack(covariances, count, self.dim, dtype, means.device)
-        centre = (pi @ means.detach().double().flatten(1)).detach()
-        centred = means.detach().double().flatten(1) - centre
         self.components = count
         self.rank = values.shape[1]
-        # Known now, so that no later call has to wait for the device to learn it.
-        tail_dims = self.dim - mask.sum(1)
-        low = torch.where(mask > 0, values, torch.inf).amin().item() if values.numel() else math.inf
-        low_tail = torch.where(tail_dims > 0, tails, torch.inf).amin().item()
-        self.smallest = min(low, low_tail)
         self.register_buffer("means", means.detach().to(dtype).clone())
+        for name, value in {"weights_": pi, "values": values, "mask": mask, "tails": tails}.items():
+            self.register_buffer(name, value)
+        self.stacked = stacked
+        self._derive()
+        self.register_load_state_dict_post_hook(_derive_anew)
+
+    def _derive(self) -> None:
+        """What follows from weights, means and covariances and is no part of the state."""
+        centre = self.weights_ @ self.means.double().flatten(1)
+        centred = self.means.double().flatten(1) - centre
+        tail_dims = self.dim - self.mask.sum(1)
+        # Known now, so that no later call has to wait for the device to learn it.
+        low = torch.where(self.mask > 0, self.values, torch.inf).amin().item() if self.values.numel() else math.inf
+        self.smallest = min(low, torch.where(tail_dims > 0, self.tails, torch.inf).amin().item())
         for name, value in {
-            "weights_": pi,
-            "log_weights": pi.log(),
+            "log_weights": self.weights_.log(),
             "centre": centre,
             "centred": centred,
             "half_norms": centred.square().sum(1) / 2,
-            "values": values,
-            "mask": mask,
-            "tails": tails,
             "tail_dims": tail_dims,
         }.items():
             self.register_buffer(name, value, persistent=False)
-        self.stacked = stacked
         self.register_buffer("basis_means", self._basis_means(), persistent=False)
 
     def _basis_means(self) -> Tensor:
@@ -215,8 +223,10 @@ class GaussianMixture(Distribution):
             raise ArgumentError(f"eps = {eps}; expected a number between 0 and 1")
         self.check_shape(x)
         level(sigma, x.device, x.shape[0])
-        if not bool(torch.as_tensor(sigma).amin() > 0):
+        if not bool((torch.as_tensor(sigma) > 0).all()):
             raise ArgumentError(f"sigma = {sigma}; expected a positive level")
+        if not len(x):
+            return Pruned(x.new_zeros(0, self.components, dtype=torch.bool), x.new_zeros(0, dtype=torch.float64))
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
             found = [
                 mixture_pruning.Screen(self, part.flatten(1).double() - self.centre, s2, eps)
@@ -264,7 +274,9 @@ class GaussianMixture(Distribution):
     def sample(self, n: int, generator: torch.Generator | None = None, sigma: float = 0.0) -> Tensor:
         """``n`` draws at noise level σ, (n, *event)."""
         device = generator.device if generator is not None else self.means.device
-        choice = torch.multinomial(self.weights_.to(device), n, replacement=True, generator=generator)
+        choice = torch.zeros(0, dtype=torch.int64, device=device)
+        if n:
+            choice = torch.multinomial(self.weights_.to(device), n, replacement=True, generator=generator)
         z = torch.randn(n, self.dim, generator=generator, dtype=self.means.dtype, device=device)
         choice, z = choice.to(self.means.device), z.to(self.means.device)
         tail = (self.tails + sigma**2).sqrt()
@@ -358,6 +370,8 @@ class GaussianMixture(Distribution):
         if not isinstance(value, Mapping) or value.get("type") != "GaussianMixture":
             raise DataError("not a stored mixture: the field 'type' should be 'GaussianMixture'")
         means = arrays.decode(value.get("means"), "means")
+        if means.ndim < 2:
+            raise DataError(f"means has shape {tuple(means.shape)}; expected (K, *event)")
         count, dim = means.shape[0], math.prod(means.shape[1:])
         values = arrays.decode(value.get("values"), "values")
         rank = values.shape[-1] if values.ndim == 2 else 0

@@ -64,7 +64,9 @@ def coordinates(data: Tensor | np.ndarray, components: int, seed: int = 0) -> np
     if components * flat.shape[1] >= _ROTATE and 1 < components < flat.shape[0]:
         mean, basis = _principal(flat, seed)
     if basis is None:
-        points = np.asarray(flat.cpu() if isinstance(flat, Tensor) else flat)
+        if isinstance(flat, Tensor):
+            flat = (flat if flat.dtype in (torch.float32, torch.float64) else flat.float()).cpu()
+        points = np.asarray(flat, dtype=None if str(flat.dtype).endswith(("float32", "float64")) else np.float32)
     else:
         points = np.concatenate([((part.float() - mean) @ basis).cpu().numpy() for part in blocks(flat)])
     if not np.isfinite(points.sum()):

@@ -64,12 +64,12 @@ class MixtureFamily:
         correction: int = 0,
         jitter: float = 0.0,
     ) -> None:
-        check_rank(rank)
-        if isinstance(rank, float):
+        largest = check_rank(rank)
+        if isinstance(largest, float):
             raise ArgumentError(f"rank = {rank}; a family needs a number of eigenvalues")
         for size in warm:
             check_components(size, data.shape[0])
-        self.data, self.rank, self.seed, self.tail, self.floor = data, rank, seed, tail, floor
+        self.data, self.rank, self.seed, self.tail, self.floor = data, largest, seed, tail, floor
         self.shared_basis, self.warm = shared_basis, tuple(sorted(set(warm)))
         self.regulariser = Regulariser(shrinkage, correction, jitter)
         self._clusters: dict[int, Clusters] = {}
@@ -109,8 +109,8 @@ class MixtureFamily:
         Raises:
             ArgumentError: if ``components`` is not between 1 and N, or ``rank`` not between 0 and the family's.
         """
-        check_rank(rank)
-        if rank is not None and (isinstance(rank, float) or (self.rank is not None and rank > self.rank)):
+        own = check_rank(rank)
+        if rank is not None and (isinstance(own, float) or (self.rank is not None and rank > self.rank)):
             raise ArgumentError(
                 f"rank = {rank}; expected a number of eigenvalues, at most that of the family, {self.rank}"
             )

@@ -142,4 +142,5 @@ class Terms:
                 norm = norm + (part.c / (part.spread + TINY)).square().sum(-1)
             total = total + (w[:, part.own] * (own + column * norm)).sum(1)
             mean = mean + self.mean(part, w, torch.float64)
-        return total - (mean - self.y).square().sum(1) / flat
+        # At small σ both are large: what is left of a trace near 0 may be rounding of either sign.
+        return (total - (mean - self.y).square().sum(1) / flat).clamp(min=0)

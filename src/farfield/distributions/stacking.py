@@ -58,8 +58,8 @@ class Bases(nn.Module):
                 rows[k, : s.rank] = straight
                 if tilt is not None:
                     tilt[k, : s.rank, : s.rank] = _tilt(rows[k, : s.rank])
-        self.register_buffer("rows", rows, persistent=False)
-        self.register_buffer("tilt", tilt, persistent=False)
+        self.register_buffer("rows", rows)
+        self.register_buffer("tilt", tilt)
         self._narrow: Tensor | None = None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Bases:
@@ -82,6 +82,10 @@ class Bases(nn.Module):
         else:
             self.tilt = torch.stack([_tilt(basis) for basis in self.rows])
         return self
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._narrow = None
 
     def narrow(self) -> Tensor:
         """The rows in float32, (K, r, d)."""

@@ -40,7 +40,7 @@ def decode(value: Any, name: str = "array", shape: tuple[int, ...] | None = None
     """
     if not isinstance(value, Mapping) or not {"dtype", "shape", "data"} <= value.keys():
         raise DataError(f"{name} is not an encoded array; expected the keys dtype, shape and data")
-    if value["dtype"] not in _DTYPES:
+    if not isinstance(value["dtype"], str) or value["dtype"] not in _DTYPES:
         raise DataError(f"{name} has dtype {value['dtype']!r}; expected one of {', '.join(_DTYPES)}")
     size = value["shape"]
     if not isinstance(size, list) or not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in size):

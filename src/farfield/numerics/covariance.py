@@ -37,8 +37,9 @@ def blocks(data: Tensor | Iterable[Any], size: int | None = None) -> Iterator[Te
 
 
 def as_tensor(part: Any) -> Tensor:
-    """A block as a tensor; a read-only or memory-mapped slice is copied here, one block at a time."""
-    return part if isinstance(part, Tensor) else torch.from_numpy(np.array(part))
+    """A block as a tensor; a read-only or memory-mapped slice is copied here, one block at a time; booleans are 0 and 1."""
+    block = part if isinstance(part, Tensor) else torch.from_numpy(np.array(part))
+    return block.to(torch.uint8) if block.dtype == torch.bool else block
 
 
 @functools.cache

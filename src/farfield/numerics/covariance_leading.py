@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -64,17 +65,20 @@ class Leading:
         return Spectrum("basis", d, values, rest, self.basis[:, :keep].contiguous())
 
 
-def check_rank(rank: int | float | None) -> None:
-    """Refuse a rank that is neither a number of eigenvalues nor a fraction of the variance.
+def check_rank(rank: int | float | None) -> int | float | None:
+    """A rank as Python's own number; refused where it is neither a number of eigenvalues nor a fraction of the variance.
 
     Raises:
         ArgumentError: for a negative integer, a fraction outside (0, 1), or anything else.
     """
     if rank is None:
-        return
-    whole = isinstance(rank, int) and not isinstance(rank, bool)
+        return None
+    whole = isinstance(rank, Integral) and not isinstance(rank, bool)
     if not (rank >= 0 if whole else isinstance(rank, float) and 0 < rank < 1):
-        raise ArgumentError(f"rank = {rank}; expected at least 0, or a fraction of the variance between 0 and 1")
+        raise ArgumentError(
+            f"rank = {rank}; expected a whole number of at least 0, or a fraction of the variance between 0 and 1"
+        )
+    return int(rank) if whole else float(rank)
 
 
 def kept(rank: int | float, values: Tensor, trace: float) -> int:

@@ -134,7 +134,7 @@ class MomentSums(Shifted):
             return self
         if self.count and other.event != self.event:
             raise DataError(f"statistics of events of shape {other.event}; expected {self.event} to merge")
-        if self.count and other.pixel_range != self.pixel_range:
+        if other.pixel_range != self.pixel_range and (self.count or self.pixel_range is not None):
             raise DataError(f"statistics of pixel range {other.pixel_range}; expected {self.pixel_range} to merge")
         if not self.count:
             self.event, self.dtype, self.pixel_range = other.event, other.dtype, other.pixel_range
@@ -285,8 +285,8 @@ class MomentSums(Shifted):
             result.count, result.event = int(header["count"]), tuple(int(n) for n in header["shape"])
             result.dtype = {"float64": torch.float64}.get(header["dtype"], torch.float32)
             d = math.prod(result.event)
-            if result.count < 1:
-                raise DataError(f"{path} holds statistics of {result.count} points")
+            if result.count < 1 or not all(n >= 0 for n in result.event):
+                raise DataError(f"{path} holds statistics of {result.count} points of shape {result.event}")
             shapes = {"shift": (d,), "total": (d,), "cubed": (d,), "norms": (2,), "products": (d, d)}
             shapes |= {"values": (d,), "basis": (d, d)} if "values" in tensors else {}
             for name, shape in shapes.items():
@@ -295,7 +295,7 @@ class MomentSums(Shifted):
                     raise DataError(f"{path}: {name} is not a finite float64 tensor of shape {shape}")
         except OSError as error:
             raise DataError(f"{path} cannot be read: {error}") from error
-        except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
+        except (SafetensorError, KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
             raise DataError(f"{path} does not hold statistics that farfield wrote: {error}") from error
         for name, wanted, stored in (("pixel_range", _range(pixel_range), result.pixel_range),
                                      ("digest", digest, result.digest)):  # fmt: skip

@@ -121,7 +121,7 @@ def principal(
         ArgumentError: for a bad rank, or if more than 4096 coordinates come without a rank, or as data
             that can be read only once.
     """
-    check_rank(rank)
+    rank = check_rank(rank)
     if isinstance(data, MomentSums):
         mean, own = data.mean, data.spectrum()
         assert own.basis is not None
@@ -189,7 +189,7 @@ def transformed(
     Raises:
         ArgumentError: for a bad rank, an estimated intensity, or sums in place of data.
     """
-    check_rank(rank)
+    rank = check_rank(rank)
     if isinstance(data, MomentSums):
         raise ArgumentError("sums hold a full covariance; with basis='dct' give the data themselves")
     if isinstance(regulariser.shrinkage, str):

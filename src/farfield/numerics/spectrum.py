@@ -81,11 +81,14 @@ class Spectrum(nn.Module):
             dtype = torch.float32 if channel_basis is None else channel_basis.dtype
             for i, n in enumerate(space):
                 self.register_buffer(f"axis_{i}", dct_matrix(n).to(values.device, dtype), persistent=False)
-        # Read once: later questions about singularity must not wait for a device.
-        lowest = float(values.min()) if values.numel() else math.inf
+        self.smallest = self._lowest()
+
+    def _lowest(self) -> float:
+        """The smallest eigenvalue, read once: later questions about singularity must not wait for a device."""
+        lowest = float(self.values.min()) if self.values.numel() else math.inf
         if self.tail_dim:
             lowest = min(lowest, self.tail)
-        self.smallest = lowest if math.isfinite(lowest) else 0.0
+        return lowest if math.isfinite(lowest) else 0.0
 
     # -- constructors -------------------------------------------------------------------------------------------------
 
@@ -204,6 +207,15 @@ class Spectrum(nn.Module):
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         self._lift = None
+
+    def get_extra_state(self) -> Tensor:
+        """The tail, which belongs to the state: without it a loaded operator would keep its own."""
+        return torch.tensor(self.tail, dtype=torch.float64)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take the tail of a state; the eigenvalues have been loaded by then."""
+        self.tail = float(state)
+        self.smallest = self._lowest()
 
     # -- the transform ------------------------------------------------------------------------------------------------
 
@@ -368,6 +380,6 @@ class Spectrum(nn.Module):
                 rotation = value.get("channel_basis")
                 channel = None if rotation is None else arrays.decode(rotation, "channel_basis")
                 return cls.dct(value["event_shape"], values, channel)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise DataError(f"not a stored spectrum: {error}") from error
         raise DataError(f"not a stored spectrum: kind {kind!r} with {values.numel()} values in {dim} dimensions")

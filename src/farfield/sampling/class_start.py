@@ -16,6 +16,7 @@ from farfield.numerics.spectrum import Spectrum
 from farfield.processes import Process
 from farfield.sampling.guidance import ClassifierFree, Guidance
 from farfield.sampling.guided_gaussian import GuidedGaussian
+from farfield.sampling.small_batches import filled
 from farfield.sampling.solvers.base import on_device
 from farfield.sampling.starts import NOTHING, STARTS, GridPolicy, LateGrid
 
@@ -119,16 +120,13 @@ class ClassTeleport(LateGrid):
             return pooled.flow(x, top, self.sigma)
         result = torch.empty_like(x)
         for c in torch.unique(classes).tolist():
-            rows = (classes == c).to(z.device)
+            rows = torch.nonzero(classes == c)[:, 0].to(z.device)
             own = self.gaussians[c] if c >= 0 else None
-            if own is None:
-                result[rows] = pooled.flow(x[rows], top, self.sigma)
-                continue
-            law = on_device(own, z.device)
-            if guides:
-                result[rows] = GuidedGaussian(law, pooled, guides[0]).flow(x[rows], top, self.sigma)
-            else:
-                result[rows] = law.flow(x[rows], top, self.sigma)
+            law: Gaussian | GuidedGaussian = pooled if own is None else on_device(own, z.device)
+            if own is not None and guides:
+                law = GuidedGaussian(on_device(own, z.device), pooled, guides[0])
+            # How many rows a class has depends on the batch; the sample must not.
+            result[rows] = law.flow(x[filled(rows, self.pooled.dim)], top, self.sigma)[: len(rows)]
         return result
 
     def _classes(self, labels: Tensor | None, n: int) -> Tensor | None:

@@ -6,6 +6,7 @@ stream, addressed by seed, sample number and step, so batch size, processes and 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -26,14 +27,10 @@ from farfield.sampling.legs import Route
 from farfield.sampling.noise import Noise
 from farfield.sampling.results import Samples, Trajectory
 from farfield.sampling.run import Callback, Draws, Evaluations, Past, solve
+from farfield.sampling.small_batches import filled
 from farfield.sampling.solvers import Solver, make_solver
 from farfield.sampling.solvers.base import on_device
 from farfield.sampling.starts import GaussianStart, Given, Prior, Start
-
-#: Convolutions and matrix products take other kernels, with other last bits, for a handful of rows. Batches of small samples
-#: are filled up to this many rows, so that a sample is the same to the bit whatever its batch.
-MIN_ROWS = 16
-SMALL = 4096
 
 
 @dataclass(frozen=True)
@@ -194,8 +191,7 @@ class Sampler:
         for low in range(0, n, batch_size or n):
             high = min(low + (batch_size or n), n)
             rows = high - low
-            count = MIN_ROWS if rows < MIN_ROWS and denoiser.dim <= SMALL else rows
-            place = torch.arange(count, device=device).clamp_(max=rows - 1)
+            place = filled(torch.arange(rows, device=device), denoiser.dim)
             bound = {k: _rows(v, low, high, n, place) for k, v in condition.items()}
             ids = place + (first + low)
             if isinstance(self.start, Given):
@@ -250,10 +246,15 @@ class Sampler:
             part.check(condition)
         for s in self.visits():
             if not denoiser.sigma_min * (1 - 1e-6) <= s <= denoiser.sigma_max * (1 + 1e-6):
-                lifted = self.noise is not None and s > self.grid.levels[0]
+                which, advice = "of the grid", ""
+                if self.noise is not None and s > self.grid.levels[0]:
+                    which = "to which the noise lifts"
+                elif self.noise is not None and not any(math.isclose(s, level) for level in self.levels):
+                    which = f"to which {self.rule.name!r} goes down before the noise lifts it"
+                    advice = "; 'euler', 'dpmpp_2m' and 'whitened' do not evaluate there"
                 raise ArgumentError(
-                    f"noise level {s:g} {'to which the noise lifts' if lifted else 'of the grid'} lies outside the "
-                    f"model's range [{denoiser.sigma_min:g}, {denoiser.sigma_max:g}]"
+                    f"noise level {s:g} {which} lies outside the "
+                    f"model's range [{denoiser.sigma_min:g}, {denoiser.sigma_max:g}]{advice}"
                 )
 
     @torch.no_grad()
