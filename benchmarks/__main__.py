@@ -20,6 +20,7 @@ NAMES = (
     "laws",
     "fitting",
     "potential_sections",
+    "criticality",
 )
 
 

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from farfield.analysis.bifurcation import bifurcation_diagram, theta_levels
-from farfield.analysis.critical_times import critical_times
 from farfield.analysis.fixed_points import fixed_point_on_ray
 from farfield.distributions import Empirical, Gaussian, GaussianMixture
 from farfield.errors import ArgumentError
@@ -21,7 +20,7 @@ def P(*rows):
 
 
 C, S = math.cos(0.3), math.sin(0.3)
-LEVELS = theta_levels(VP(), 50, 0.05)
+LEVELS = theta_levels(VP(), 36, 0.05)
 
 
 def test_pitchfork_of_two_points():
@@ -46,7 +45,7 @@ def test_pitchfork_of_two_points():
 def test_second_breaking_on_the_branch_fact_f14():
     """Holds symmetry_breaking F14: the branch (x*, 0) loses stability at θ = 0.9573264959, and corners appear."""
     law = Empirical(P([C, S], [C, -S], [-C, S], [-C, -S]))
-    levels = list(theta_levels(VP(), 41, 0.5, 0.98))
+    levels = list(theta_levels(VP(), 25, 0.5, 0.98))
     diagram = bifurcation_diagram(law, sigmas=levels)
     losses = {event.branch: event for event in diagram.bifurcations if event.theta > 0.9}
     assert diagram.bifurcations[0].theta == pytest.approx(0.66423012, abs=5e-9)
@@ -62,15 +61,16 @@ def test_second_breaking_on_the_branch_fact_f14():
 
 
 def test_fold_of_unequal_clusters():
-    """A branch born in a fold comes with its saddle, at the level that the critical times name too."""
+    """A branch born in a fold comes with its saddle, where the curve D(x) touches the line κ x."""
     law = GaussianMixture([0.2, 0.8], P([1.0], [-1.0]), torch.full((2, 1, 1), 0.01, dtype=torch.float64))
-    levels = theta_levels(VP(), 20, 0.5)
+    levels = theta_levels(VP(), 14, 0.5)
     diagram = bifurcation_diagram(law, sigmas=levels, starts=P([1.0], [-1.0]))
     assert [b.born for b in diagram.branches] == ["far field", "fold", "fold"]
     (event,) = diagram.bifurcations
     assert event.kind == "fold"
-    assert event.sigma == pytest.approx(critical_times(law).first.sigma, rel=2e-3)
-    assert event.bracket < 1e-4
+    # Brent's method on D(x, σ) = κ(σ) x where ∂D/∂x = κ(σ).
+    assert event.sigma == pytest.approx(0.7333442439, abs=2 * event.bracket)
+    assert event.bracket < 1e-5
     node, saddle = diagram.branches[1:]
     assert not node.unstable.any()
     assert (saddle.unstable == 1).all()

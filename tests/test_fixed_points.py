@@ -114,7 +114,7 @@ def test_iteration_converges_fact_f15():
     assert kappa == pytest.approx((1 + theta**2) / 2, rel=1e-12)
     step = FixedPointMap(AveragedField(law, sigma), kappa)
     x = law.data.clone()
-    for _ in range(3000):
+    for _ in range(1200):
         x = step(x)
     potential = Potential(law)
     assert float(potential.gradient(theta * x, t).norm(dim=1).max()) / potential.rate(t) < 2e-14

@@ -3,6 +3,9 @@
 from farfield.analysis.advice import Advice, advise
 from farfield.analysis.catalogue import ANALYSES, Findings, Subject, analysis, analyze
 from farfield.analysis.consistency import seed_consistency
+from farfield.analysis.critical_closed_form import critical_time_closed_form
+from farfield.analysis.critical_result import CriticalTimes
+from farfield.analysis.criticality import Criticality
 from farfield.analysis.deviation import TrajectoryDeviation, trajectory_deviation
 from farfield.analysis.emergence import Emergence, measure_emergence
 from farfield.analysis.entrants import Entrant, default_entrants, describe
@@ -48,6 +51,8 @@ from farfield.analysis.teleport_result import TeleportPlan
 __all__ = [
     "ANALYSES",
     "Advice",
+    "CriticalTimes",
+    "Criticality",
     "Curve",
     "Emergence",
     "Entrant",
@@ -88,6 +93,7 @@ __all__ = [
     "choose_images",
     "choose_start",
     "compare_solvers",
+    "critical_time_closed_form",
     "default_entrants",
     "describe",
     "divergence_generator",

@@ -273,9 +273,10 @@ class Sweep:
         known, lost, stable = best.sigma, beyond, best.unstable == 0
         while abs(math.log(lost / known)) > 1e-5:
             middle = math.sqrt(known * lost)
-            step = self._map(middle)
-            x = self._move(step, best.x, best.x, stable, reach)
-            point = None if x is None else self._point(step, x, best)
+            # In steps while the bracket is wide, for a state may move far without being lost.
+            wide = abs(math.log(lost / known)) > 1e-3
+            x = self._carry(best.x, best.sigma, middle, reach, stable, 4 if wide else 0)
+            point = None if x is None else self._point(self._map(middle), x, best)
             if point is None or (point.unstable == 0) != stable:
                 lost = middle
             else:
