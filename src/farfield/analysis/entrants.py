@@ -80,7 +80,7 @@ def default_entrants(
     levels = [s for s in dict.fromkeys(float(t) for t in teleports) if low < s < high]
     starts: list[tuple[float, Start]] = [(s, Teleport(gaussian, s)) for s in (levels[:1] if quick else levels)]
     follows = wide[-1]
-    for sigma, start in starts:
+    for sigma, start in starts[:1]:
         rows.append(Entrant("teleport + Heun", f"from σ={sigma:.2g}, Karras ρ=7", Sampler("heun", k7, start)))
         for name, grid in (grids[0], follows):
             sampler = Sampler("dpmpp_2m", grid, start)
@@ -90,7 +90,8 @@ def default_entrants(
             sampler = Sampler(Whitened(order), grid, covariance=gaussian)
             rows.append(Entrant("whitened", f"order {order}, {name}", sampler))
     for sigma, start in starts:
-        for order in (3,) if quick else (2, 3):
+        # A level below the first is worth a try with few evaluations, where order 2 is the safer one.
+        for order in (3,) if quick else (2, 3) if sigma == starts[0][0] else (2,):
             sampler = Sampler(Whitened(order), follows[1], start, covariance=gaussian)
             rows.append(Entrant("teleport + whitened", f"order {order}, from σ={sigma:.2g}, spectral", sampler))
     return rows

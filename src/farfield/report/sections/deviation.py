@@ -17,7 +17,7 @@ from farfield.report.registry import Section, section
 LAWS = ("gaussian", "mixture", "empirical")
 
 #: Starts and levels; fewer in a quick report.
-FULL, QUICK = (32, 36), (8, 12)
+FULL, QUICK = (24, 30), (8, 12)
 
 
 @section("deviation", "How long the model stays with the Gaussian", order=44)

@@ -11,7 +11,7 @@ from farfield.report.registry import Section, section
 @section("emergence", "When features appear", order=42)
 def emergence(context: ReportContext) -> Section:
     """Shrinkage of the leading principal components by noise level: the Gaussian's in closed form, the model's measured."""
-    queries = 128 if context.quick else 512
+    queries = 128 if context.quick else 256
     found = analyze_emergence(context.subject, EmergenceOptions(queries=queries))
     caption = (
         "Left: the part of a principal component's coordinate that the denoiser believes, against the noise level. Lines: the "

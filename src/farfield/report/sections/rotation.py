@@ -11,7 +11,7 @@ from farfield.report.registry import Section, section
 @section("rotation", "How flat the trajectories are", order=43)
 def rotation(context: ReportContext) -> Section:
     """Plane of noise and sample, angle in it, and what leaves it, beside the Gaussian's closed form."""
-    n, steps = (8, 18) if context.quick else (32, 30)
+    n, steps = (8, 18) if context.quick else (16, 24)
     found = analyze_rotation(context.subject, RotationOptions(n=n, steps=steps))
     caption = (
         f"Trajectories of {n} samples in variance-preserving coordinates, solid the model's, dashed the closed form of the "

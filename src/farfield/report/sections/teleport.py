@@ -17,8 +17,8 @@ def teleport(context: ReportContext) -> Section:
         context.gaussian,
         baseline(context.model),
         data=context.train,
-        states=64 if context.quick else 128,
-        check=0 if context.quick else 16,
+        states=64 if context.quick else 96,
+        check=0 if context.quick else 12,
         seed=context.seed,
         batch_size=BATCH,
     )
