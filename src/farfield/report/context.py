@@ -45,7 +45,7 @@ class Sizes:
     samples: int = 1500
     repeats: int = 3
     evaluations: int = 45_000
-    compared: int = 500
+    compared: int = 400
     queries: int = 384
     levels: int = 22
     trajectories: int = 128

@@ -24,8 +24,8 @@ def _measure(context: ReportContext) -> LateStartSweep:
     small = context.model.dim <= SMALL
     options = LateStartOptions(
         steps=(5,) if context.quick or not small else (3, 5),
-        starts=(300, 400, 600) if context.quick else (200, 300, 400, 500, 700),
-        n=(48 if small else 24) if context.quick else 120 if small else 60,
+        starts=(300, 400, 600) if context.quick else (300, 400, 500, 700),
+        n=(48 if small else 24) if context.quick else 64 if small else 40,
         queries=16 if context.quick else 48,
     )
     subject = Subject(context.model, context.train, context.data.name, seed=context.seed)
