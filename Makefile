@@ -26,7 +26,7 @@ format: $(VENV)/.lint  ## rewrite the code in the house style
 	$(BIN)/ruff format src tests benchmarks
 	$(BIN)/ruff check --fix src tests benchmarks
 
-bench: $(VENV)/.bench  ## every benchmark, each figure beside its limit
+bench: $(VENV)/.test  ## every benchmark, each figure beside its limit
 	$(BIN)/python -m benchmarks
 
 clean:
@@ -39,16 +39,14 @@ $(VENV)/.core: $(VENV)/bin/python $(INPUTS)
 	$(PIP) --editable .
 	@touch $@
 
+# Other libraries' solvers are tested against; azula asks for torchvision, which it needs for nothing that is used here and
+# which would replace torch.
 $(VENV)/.test: $(VENV)/.core
 	$(PIP) --editable '.[test]'
+	$(PIP) --no-deps azula
 	@touch $@
 
 $(VENV)/.lint: $(VENV)/.core
 	$(PIP) --editable '.[lint]'
 	@touch $@
 
-# azula asks for torchvision, which it needs for nothing that is measured here and which would replace torch.
-$(VENV)/.bench: $(VENV)/.core
-	$(PIP) --editable '.[bench]'
-	$(PIP) --no-deps azula
-	@touch $@

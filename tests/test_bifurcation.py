@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from farfield.analysis.bifurcation import bifurcation_diagram, theta_levels
+from farfield.analysis.bifurcation import bifurcation_diagram, leading_diagram, theta_levels
 from farfield.analysis.fixed_points import fixed_point_on_ray
 from farfield.distributions import Empirical, Gaussian, GaussianMixture
 from farfield.errors import ArgumentError
@@ -100,3 +100,19 @@ def test_plain_and_plotted():
         assert len(axes.lines) >= 2
     with pytest.raises(ArgumentError, match="at least two"):
         bifurcation_diagram(Empirical(P([-1.0], [1.0])), sigmas=[1.0])
+
+
+def test_leading_diagram_of_two_clusters():
+    """Along the leading principal component of two equal clusters the centre splits where the coordinate says."""
+    side = torch.where(torch.arange(60) % 2 == 0, 1.0, -1.0).double()
+    direction = torch.tensor([0.6, 0.8, 0.0], dtype=torch.float64)
+    data = 5.0 + side.unsqueeze(1) * direction + 1e-3 * torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64)
+    found = leading_diagram(data, levels=8, starts=3)
+    first = found.bifurcations[0]
+    assert first.kind == "loss"
+    assert first.theta == pytest.approx(math.sqrt(math.sqrt(2) - 1), rel=1e-6)
+    assert found.stable_at(found.levels[-1]) == 2
+    with pytest.raises(ArgumentError, match="levels = 1"):
+        leading_diagram(data, levels=1)
+    with pytest.raises(ArgumentError, match="fold_accuracy"):
+        bifurcation_diagram(Empirical(data), sigmas=(1.0, 0.5), fold_accuracy=0.0)

@@ -46,7 +46,20 @@ def test_sample_writes_a_set_that_does_not_depend_on_the_batch(model, tmp_path, 
     sets = []
     for size in (256, 7, 1):
         out = tmp_path / f"b{size}"
-        options = ["--n", "20", "--seed", "7", "--steps", "4", "--batch-size", str(size), "--out", str(out)]
+        options = [
+            "--n",
+            "20",
+            "--seed",
+            "7",
+            "--steps",
+            "4",
+            "--batch-size",
+            str(size),
+            "--out",
+            str(out),
+            "--solver",
+            "heun",
+        ]
         assert main(["sample", str(model), *options]) == 0
         assert "20 samples, 7 evaluations each" in capsys.readouterr().out
         assert sorted(p.name for p in out.iterdir()) == ["run.json", "samples.npz", "samples.png"]
@@ -138,14 +151,14 @@ def test_refusals(model, tmp_path, capsys):
     (tmp_path / "other.json").write_text(Sampler("whitened", covariance=foreign).to_json())
     cases = [
         (["sample", "digitz"], 2, "unknown model 'digitz'"),
-        (["sample", str(model), "--solver", "hein"], 2, "known: dpmpp_2m"),
+        (["sample", str(model), "--solver", "hein"], 2, "known: deis"),
         (["sample", str(model), "--n", "0"], 2, "--n 0"),
         (["sample", str(model), "--n", "-5", "--label", "1"], 2, "--n -5"),
         (["sample", str(model), "--rho", "0.001"], 2, "rho = 0.001"),
         (["sample", str(model), "--sampler", str(tmp_path / "other.json")], 2, "Gaussian of shape"),
         (["sample", str(model), "--steps", "0"], 2, "--steps 0"),
         (["sample", str(model), "--device", "toaster"], 2, "device = 'toaster'"),
-        (["sample", str(model), "--data", "nosuch"], 2, "would have no effect"),
+        (["sample", str(model), "--solver", "heun", "--data", "nosuch"], 2, "would have no effect"),
         (
             ["sample", str(model), "--sampler", str(tmp_path / "other.json"), "--steps", "5"],
             2,
@@ -153,7 +166,11 @@ def test_refusals(model, tmp_path, capsys):
         ),
         (["sample", str(model), "--sigma-max", "500"], 2, "outside the model's range"),
         (["sample", str(model), "--teleport", "100"], 2, "outside the grid"),
-        (["sample", str(model), "--order", "2"], 2, "no option 'order'"),
+        (["sample", str(model), "--solver", "heun", "--order", "2"], 2, "no option 'order'"),
+        (["sample", str(model), "--order", "7"], 2, "order = 7"),
+        (["sample", str(model), "--jump-at", "1", "--jump-nfe", "4"], 2, "--jump-at and --jump-nfe"),
+        (["sample", str(model), "--jump-tol", "0"], 2, "tol = 0.0"),
+        (["sample", str(model), "--churn", "1", "--data", "digits"], 2, "would have no effect"),
         (["sample", str(model), "--label", "3"], 2, "unconditional"),
         (["sample", str(model), "--out", str(tmp_path / "other")], 2, "something else"),
         (["sample", str(model), "--sampler", str(tmp_path / "bad.json")], 1, "invalid JSON"),

@@ -216,8 +216,8 @@ def test_report_section(digits):
     context = ReportContext(subject.model, load("digits"), "digits", quick=True)
     made = deviation_section(context)
     text = "".join(made.blocks)
-    assert text.count("<svg") == 1
-    assert text.count("<img") == 1
+    assert text.count("<svg") == 2
+    assert text.count("<img") == 2
     assert "down to σ =" in text
     json.dumps(made.data, allow_nan=False)
     ring = ReportContext(Gaussian(torch.zeros(2), torch.eye(2)), DataSet(torch.randn(60, 2)), "x", quick=True)

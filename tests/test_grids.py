@@ -1,12 +1,14 @@
 """Noise grids: published values, the identities that re-gridding rests on, and refusals."""
 
 import json
+import math
 from itertools import pairwise
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.integrate import quad
 
 from farfield.distributions import Gaussian
 from farfield.errors import ArgumentError
@@ -14,6 +16,7 @@ from farfield.numerics.spectrum import Spectrum
 from farfield.processes import DDPM, VP
 from farfield.sampling import ddpm, karras, log_snr, spectral, vp_time
 from farfield.sampling.grids import Explicit, as_grid, grid_from_dict
+from farfield.sampling.spectral_grid import Spectral
 
 
 def test_karras_18():
@@ -88,13 +91,53 @@ def test_json_round_trip(grid):
 def test_spectral_grid_puts_its_levels_where_the_spectrum_is():
     one = Gaussian(torch.zeros(3), Spectrum.isotropic(3, 4.0))
     grid = spectral(21, one)
-    assert (grid[0], grid.levels[-1]) == (80.0, 0.002)
+    assert grid[0] == 80.0
     near = sum(1 for s in grid.levels if 1 < s < 4)
     far = sum(1 for s in grid.levels if 0.01 < s < 0.04)
     assert near >= 2 * far
     assert grid_from_dict(json.loads(json.dumps(grid.to_dict()))) == grid
     assert grid.starting_at(20.0).levels[0] == 20.0
     assert len(grid.starting_at(20.0)) == len(grid)
+
+
+def spectral_mass(grid, low, high):
+    """The integral of the grid's density over log σ, by quadrature of its formula."""
+
+    def structure(t):
+        terms = zip(grid.variances, grid.counts, strict=True)
+        return sum(c * lam**grid.exponent * lam * t * t / (lam + t * t) ** 2 for lam, c in terms)
+
+    ends = math.log(grid.sigma_min), math.log(grid.sigma_max)
+    top = max(structure(math.exp(v)) for v in torch.linspace(*ends, 2001, dtype=torch.float64).tolist())
+    return quad(lambda v: structure(math.exp(v)) / top + grid.floor, math.log(low), math.log(high), limit=200)[0]
+
+
+@pytest.mark.parametrize("closing", [0.0, 0.5, 1.0])
+def test_spectral_levels_are_quantiles(closing):
+    """Every step takes the same share of the density; the one to 0, with what is left above sigma_min, ``closing`` of it."""
+    grid = Spectral(6, (0.01, 1.0, 9.0), (5.0, 2.0, 1.0), closing=closing)
+    shares = [spectral_mass(grid, b, a) for a, b in pairwise(grid.levels)]
+    assert shares == pytest.approx([shares[0]] * 5, rel=2e-3)
+    rest = spectral_mass(grid, grid.sigma_min, grid.levels[-1]) if closing else 0.0
+    assert rest == pytest.approx(closing * shares[0], rel=2e-3)
+    assert closing or grid.levels[-1] == grid.sigma_min
+
+
+def test_spectral_grid_spreads_four_ninths_evenly():
+    """Whatever the data: the floor is 0.8 of the mean structure."""
+    for values in ([4.0], [9.0, 1.0, 0.01, 1e-4]):
+        grid = spectral(8, Gaussian(torch.zeros(len(values)), Spectrum.diagonal(torch.tensor(values).double())))
+        whole = spectral_mass(grid, grid.sigma_min, grid.sigma_max)
+        assert grid.floor * math.log(grid.sigma_max / grid.sigma_min) / whole == pytest.approx(4 / 9, rel=5e-3)
+        assert grid.closing == 1
+
+
+def test_a_spectral_grid_stored_without_a_closing_share_keeps_its_levels():
+    stored = {"name": "spectral", "n": 3, "variances": [4.0], "counts": [3.0], "sigma_min": 0.01, "sigma_max": 50.0}
+    grid = grid_from_dict({**stored, "exponent": 0.75, "floor": 0.3})
+    assert (grid.closing, grid.levels[-1]) == (0.0, 0.01)
+    for new in (grid, Spectral(3, (4.0,), (3.0,), closing=1.0)):
+        assert grid_from_dict(json.loads(json.dumps(new.to_dict()))) == new
 
 
 def test_spectral_grid_follows_units():
@@ -136,6 +179,8 @@ def test_sequences_become_explicit_grids():
         (lambda: karras(4, rho=0), "rho"),
         (lambda: ddpm(2000), "2000 levels"),
         (lambda: vp_time(4, t_min=0), "t_min"),
+        (lambda: Spectral(3, (1.0,), (1.0,), closing=-1.0), "closing = -1.0"),
+        (lambda: Spectral(3, (1.0,), (1.0, 2.0)), "1 variances with 2 counts"),
         (lambda: grid_from_dict({"name": "karas", "n": 3}), "karras"),
         (lambda: grid_from_dict({"name": "karras", "m": 3}), "does not take"),
     ],

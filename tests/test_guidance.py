@@ -10,7 +10,7 @@ from farfield.distributions import Gaussian
 from farfield.errors import ArgumentError
 from farfield.numerics.spectrum import Spectrum
 from farfield.sampling import (
-    SOLVERS,
+    PLANNED,
     AtLastLevel,
     ClassifierFree,
     ClassTeleport,
@@ -68,7 +68,7 @@ def states(n=3, sigma=80.0):
 # -- classifier-free guidance ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("solver", sorted(SOLVERS))
+@pytest.mark.parametrize("solver", sorted(PLANNED))
 @pytest.mark.parametrize("interval", [None, (0.3, 9.0), (0.0, karras(7)[3]), (100.0, 200.0)])
 @pytest.mark.parametrize("finish", [Jump(0.1), AtLastLevel()])
 def test_evaluations_are_known_and_counted(solver, interval, finish):
@@ -82,7 +82,7 @@ def test_evaluations_are_known_and_counted(solver, interval, finish):
     assert all(model.levels.count(s) == visits.count(s) * (2 if low < s <= high else 1) for s in set(visits))
 
 
-@pytest.mark.parametrize("solver", sorted(SOLVERS))
+@pytest.mark.parametrize("solver", sorted(PLANNED))
 def test_scale_one_is_no_guidance_to_the_bit(solver):
     labels = torch.tensor([0, 1, 0])
     plain = Sampler(solver, karras(6)).run(Conditional(), states(), labels=labels)

@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
+from scipy import stats
 
-from farfield.analysis import shape_statistics, trajectory_shape
+from farfield.analysis import Subject, analyze
+from farfield.analysis.shape import ShapeSums, shape_statistics, trajectory_shape
+from farfield.analysis.shape_rows import rows_of
 from farfield.distributions import Empirical, Gaussian
 from farfield.errors import ArgumentError
 from farfield.sampling import Sampler, Trajectory, karras
@@ -147,17 +151,102 @@ def test_batches_change_nothing():
     assert a.nfe == 35
 
 
+def test_intervals_of_means_and_ratios():
+    """Student's t, and the delta method beside a bootstrap of the same samples."""
+    data, start = t5()
+    run = Sampler("heun", karras(18)).run(points(data), start, trajectory=True).trajectory
+    shape = trajectory_shape(run, confidence=0.9)
+    k = 6
+    rows = rows_of(run).curves
+    values = rows["deviation"][k].numpy()
+    low, high = stats.t.interval(0.9, 31, loc=values.mean(), scale=stats.sem(values))
+    assert (shape.deviation.low[k], shape.deviation.high[k]) == pytest.approx((low, high), rel=1e-12)
+    assert shape.deviation.std[k] == pytest.approx(values.std(ddof=1), rel=1e-12)
+    peak = rows["deviation"][shape.sigmas.index(shape.turning_point)].numpy()
+    ends = rows["distance"][0].numpy()
+    place = np.random.default_rng(0).integers(0, 32, (20_000, 32))
+    spread = (peak[place].mean(1) / ends[place].mean(1)).std()
+    low, high = shape.straightness_interval
+    assert low < shape.straightness < high
+    assert (high - low) / 2 / stats.t.ppf(0.95, 31) == pytest.approx(spread, rel=0.06)
+
+
+@pytest.mark.parametrize("coordinates", ["ve", "vp"])
+def test_streams_as_one_batch_does(coordinates):
+    data, start = t5()
+    sampler, law = Sampler("heun", karras(12)), points(data)
+    whole = trajectory_shape(sampler.run(law, start, trajectory=True).trajectory, coordinates=coordinates)
+    sums = ShapeSums(coordinates)
+    for part in start.split([1, 20, 3, 8]):
+        sums.update(sampler.run(law, part, trajectory=True).trajectory)
+    record, expected = sums.result().to_dict(), whole.to_dict()
+    for name, value in expected.items():
+        if isinstance(value, dict):
+            for key in value:
+                assert record[name][key] == pytest.approx(value[key], rel=1e-9, abs=1e-9), (name, key)
+        elif name != "coordinates":
+            assert record[name] == pytest.approx(value, rel=1e-9), name
+
+
+def test_variance_preserving_view():
+    """Isotropic Gaussian data of unit variance stand still in VP coordinates; an arc of an ellipse otherwise."""
+    x = 80 * torch.randn(6, 5, dtype=torch.float64)
+    run = exact_run(Gaussian(torch.zeros(5, dtype=torch.float64), torch.eye(5, dtype=torch.float64)), x)
+    still = trajectory_shape(run, coordinates="vp")
+    assert max(still.distance.mean) < 1e-12
+    assert still.bound_violations == 0
+    law = Gaussian(torch.zeros(2, dtype=torch.float64), torch.diag(torch.tensor([4.0, 0.25], dtype=torch.float64)))
+    start = torch.tensor([[50.0, -70.0]], dtype=torch.float64)
+    run = exact_run(law, start)
+    shape = trajectory_shape(run, coordinates="vp")
+    y = torch.cat([x / math.hypot(1, s) for x, s in zip(run.states, run.sigmas, strict=True)])
+    assert shape.magnitude.mean == pytest.approx(y.norm(dim=1).tolist(), rel=1e-12)
+    # The direction by a central difference of the states in σ.
+    sigma, h = 2.0, 1e-4
+    near = [law.flow(start, 80.0, s) / math.hypot(1, s) for s in (sigma + h, sigma - h)]
+    k = run.sigmas.index(sigma)
+    cosine = torch.cosine_similarity(near[1] - near[0], y[-1:] - y[k : k + 1])
+    assert shape.cosine.mean[k] == pytest.approx(float(cosine), rel=1e-7)
+    assert shape.tightness == pytest.approx(trajectory_shape(run).tightness)
+
+
+def test_the_analysis_of_one_model_and_of_two():
+    data = torch.randn(400, 6)
+    law, other = Gaussian.fit(data), Gaussian.isotropic(torch.zeros(6), 1.0)
+    subject = Subject(law, data, "fitted", other=other)
+    found = analyze("shape", subject, {"n": 600, "levels": 40, "batch_size": 250})
+    assert list(found.shapes) == ["fitted", "other"]
+    assert found.shapes["other"].straightness < 1e-5
+    assert "bend less" in found.summary()
+    assert found.magnitude_gap < 0.05
+    assert found.forward.sigmas == found.shape.sigmas[:-1]
+    assert all(len(row) == len(table.columns) for table in found.tables() for row in table.rows)
+    json.dumps(found.to_dict(), allow_nan=False)
+    assert len(found.plot().axes) == 3
+    single = analyze("shape", Subject(law, data), {"n": 8, "levels": 6, "coordinates": "vp", "solver": "euler"})
+    assert single.forward is None
+    assert single.magnitude_gap is None
+    assert "variance-preserving" in single.summary()
+    assert "0.36 %" in single.summary()
+    assert "27 %" in single.summary()
+
+
 def test_plain_values_and_plot():
     shape = shape_statistics(Gaussian(torch.zeros(2), torch.eye(2)), Sampler("euler", karras(4)), n=1)
     record = json.loads(json.dumps(shape.to_dict(), allow_nan=False))
     assert len(record["deviation"]["mean"]) == 5
     assert len(record["cosine"]["mean"]) == 4
     assert shape.deviation.std == (0.0,) * 5
+    assert shape.deviation.low == shape.deviation.mean
     assert len(shape.plot().axes) == 2
+    assert [len(t.columns) for t in shape.tables()] == [3, 13]
 
 
 def test_bad_arguments():
     with pytest.raises(ArgumentError, match="no step"):
         trajectory_shape(Trajectory((1.0,), torch.zeros(1, 2, 2), torch.zeros(0, 2, 2), (0,)))
+    run = Sampler("euler", karras(3))(Gaussian(torch.zeros(2), torch.eye(2)), 2, trajectory=True).trajectory
+    with pytest.raises(ArgumentError, match="coordinates = 'v'"):
+        trajectory_shape(run, coordinates="v")
     with pytest.raises(ArgumentError, match="n = 0"):
         shape_statistics(Gaussian(torch.zeros(2), torch.eye(2)), n=0)

@@ -3,17 +3,35 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from farfield.analysis import Entrant, default_entrants, describe, reference_solution, solver_errors
-from farfield.analysis.entrants import baseline, in_words
+from farfield.analysis.catalogue import Subject, analyze
+from farfield.analysis.entrants import (
+    NAMES,
+    VARIANTS,
+    all_entrants,
+    baseline,
+    grid_letter,
+    in_words,
+    is_whitened,
+    planned_nfe,
+)
+from farfield.analysis.solver_comparison import SolverComparison, teleport_levels
+from farfield.analysis.solver_frechet import adaptive_rows, chosen_rows, distance_of, frechet_table
+from farfield.analysis.solver_table import fine_solution
+from farfield.analysis.solver_table_plot import highlighted
+from farfield.analysis.trajectory_quality import QualityBench, features_for
 from farfield.denoiser import FunctionDenoiser
 from farfield.distributions import Gaussian, GaussianMixture
 from farfield.errors import ArgumentError
+from farfield.metrics import pca_features
 from farfield.sampling import Sampler, Teleport, karras
-from farfield.sampling.solvers import Whitened
+from farfield.sampling.solvers import PLANNED, RK45, SOLVERS, Whitened
 
 
 def gaussian() -> Gaussian:
@@ -151,3 +169,158 @@ def test_bad_arguments():
         solver_errors(law, n=3, nfes=[5], reference=reference_solution(law, 4, levels=8))
     with pytest.raises(ArgumentError, match="levels"):
         reference_solution(law, 4, levels=2)
+
+
+# -- every solver of the registry --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def everything():
+    """All solvers on the mixture, with the data's Gaussian."""
+    law = mixture()
+    gauss = Gaussian.fit(law.sample(4000, torch.Generator().manual_seed(0)))
+    entrants = all_entrants(law, gauss, grids=["karras", "spectral"], teleports=teleport_levels(gauss))
+    return solver_errors(law, nfes=(8, 20), n=16, seed=1, entrants=entrants, gaussian=gauss)
+
+
+def test_every_solver_is_compared(everything):
+    names = {row.sampler.rule.name for row in everything.rows}
+    assert names == set(PLANNED)
+    assert set(NAMES) == set(SOLVERS)
+    assert set(VARIANTS) <= set(PLANNED)
+    for family in everything.families:
+        row = everything.best_of(family, 20)
+        assert row is not None
+        assert row.error == min(r.error for r in everything.rows if r.family == family and r.budget == 20)
+        assert row.nfe <= 20
+    assert everything.best_of("Heun", 8).nfe == 7
+    assert everything.best_of("RK45", 8) is None
+
+
+def test_entrants_differ_by_solver_options_and_grid():
+    law, gauss = mixture(), Gaussian(torch.zeros(2), torch.eye(2))
+    rows = all_entrants(law, gauss, grids=["karras", "karras12", "log_snr", "spectral"], teleports=[2.0, 500.0])
+    assert len({row.name for row in rows}) == len(rows)
+    assert len(
+        {
+            (str(row.sampler.rule), row.sampler.grid, row.sampler.start.name, row.sampler.covariance is None)
+            for row in rows
+        }
+    ) == len(rows)
+    assert {grid_letter(row.sampler) for row in rows} == {"K", "R", "L", "S"}
+    assert all(is_whitened(row.family) == (row.sampler.covariance is not None) for row in rows)
+    # Without a Gaussian, or by name, there are fewer.
+    assert {row.family for row in all_entrants(law, solvers=["whitened", "heun"])} == {"exponential", "Heun"}
+    assert {grid_letter(row.sampler) for row in all_entrants(law)} == {"K", "L"}
+    assert grid_letter(Sampler("heun", [3.0, 1.0])) == ""
+    for bad, word in (
+        ({"solvers": ["rk45"]}, "rk45"),
+        ({"grids": ["linear"]}, "linear"),
+        ({"grids": ["spectral"]}, "needs the data's Gaussian"),
+    ):
+        with pytest.raises(ArgumentError, match=word):
+            all_entrants(law, **bad)
+
+
+def test_a_solver_with_steps_of_its_own(everything):
+    """It has no planned evaluations, and the more of them the smaller its tolerance."""
+    sampler = Sampler(RK45(rtol=1e-3), karras(18))
+    assert planned_nfe(sampler) is None
+    assert describe(sampler)["nfe"] is None
+    assert planned_nfe(Sampler("heun", karras(18))) == 35
+    assert in_words(sampler) == "RK45 (rtol = 0.001) with steps of its own from σ = 80 to 0.002"
+    rows = adaptive_rows(mixture(), everything.reference, 16, 1, [1e-2, 1e-1, 1e-4], dtype=torch.float32)
+    assert [row.tolerance for row in rows] == [1e-1, 1e-2, 1e-4]
+    assert rows[0].nfe < rows[1].nfe < rows[2].nfe
+    assert rows[0].error > rows[1].error > rows[2].error
+    assert rows[2].error < 1e-3
+
+
+def test_one_rule_under_two_names_is_drawn_once(everything):
+    law = mixture()
+    data = law.sample(500, torch.Generator().manual_seed(1))
+    bench = QualityBench.of(data, pca_features(data, 2))
+    asked: list[Sampler] = []
+
+    def distance(sampler: Sampler) -> float:
+        asked.append(sampler)
+        return float(len(asked))
+
+    rows = chosen_rows(everything, (20, 99))
+    assert [row.family for row in rows] == list(everything.families)
+    found = frechet_table(law, bench, rows, 50, distance=distance)
+    assert found.cell("LMS", 20).distance == found.cell("iPNDM-v", 20).distance
+    assert len(asked) < len(rows) + 1
+    assert found.best(20).distance == 1.0
+    assert found.cell("LMS", 8) is None
+    with pytest.raises(ArgumentError, match="budget = 8"):
+        found.best(8)
+    for n, given in ((3, rows), (50, [])):
+        with pytest.raises(ArgumentError, match="4 samples" if n == 3 else "rows is empty"):
+            frechet_table(law, bench, given, n)
+
+
+def test_the_analysis_on_an_exact_law():
+    """On Gaussian data whitened steps are all but exact (the Gaussian is fitted): samples as good as the exact solution's."""
+    law = gaussian()
+    data = law.sample(1000, torch.Generator().manual_seed(2))
+    options = {
+        "nfes": [6, 10], "n": 8, "samples": 200, "frechet_nfes": [6], "tolerances": [0.01, 0.001], "levels": 64,
+        "solvers": ["euler", "heun", "lms", "rk45", "whitened"],
+    }  # fmt: skip
+    found = analyze("solvers", Subject(law, data, "law"), options)
+    assert isinstance(found, SolverComparison)
+    best = found.frechet.cell("whitened", 6)
+    assert best.distance < 0.5 * found.frechet.cell("Euler (DDIM)", 6).distance
+    bench = QualityBench.of(data, features_for(data))
+    assert best.distance == pytest.approx(distance_of(law, bench, fine_solution(law, 256, law), 200), rel=0.02)
+    assert found.ratio(6) < 0.1
+    assert found.ratio(6, published=True) <= found.ratio(6)
+    assert is_whitened(found.best(6, whitened=True).family)
+    assert found.best(6, whitened=False, published=True).sampler.grid.name != "spectral"
+    errors, medians, options_of, adaptive, distances = found.tables()
+    assert errors.columns == ("solver", "6", "10")
+    for column in (1, 2):
+        starred = [row[0] for row in errors.rows if "*" in row[column]]
+        assert starred == [found.table.best((6, 10)[column - 1]).family]
+    assert dict(zip(["6", "10"], next(r for r in errors.rows if r[0] == "Heun")[1:], strict=True))["6"].endswith("(5)")
+    assert len(medians.rows) == len(errors.rows)
+    assert {row[0] for row in options_of.rows} >= {"LMS", "whitened"}
+    assert len(adaptive.rows) == 2
+    assert len(distances.rows) == len(found.frechet.families)
+    record = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+    assert set(record["whitened_over_others"]) == {"6", "10"}
+    assert record["frechet"]["floor"] > 0
+    assert "At 6 evaluations" in found.summary() or "At 10 evaluations" in found.summary()
+    assert len(found.plot().axes) == 2
+    with pytest.raises(ArgumentError, match="none of them is among nfes"):
+        analyze("solvers", Subject(law, data), {"nfes": [6], "frechet_nfes": [5]})
+    with pytest.raises(ArgumentError, match="name one of these as well"):
+        analyze("solvers", Subject(law, data), {"solvers": ["rk45"], "frechet": False})
+
+
+def test_the_figure_names_no_more_lines_than_can_be_told_apart(everything):
+    shown = highlighted(everything)
+    assert len(everything.families) > 8
+    assert len(shown) == 8
+    assert {"whitened", "teleport + whitened", "Heun", "Euler (DDIM)"} <= set(shown)
+    assert len(set(shown.values())) == 8
+    few = replace(everything, rows=tuple(row for row in everything.rows if row.family in ("UniPC", "DEIS", "Heun")))
+    assert set(highlighted(few)) == {"UniPC", "DEIS", "Heun"}
+    alone = SolverComparison(everything)
+    assert len(alone.plot().axes) == 1
+    # A rule that has not begun to converge does not squeeze the others.
+    wild = replace(everything.rows[0], error=1e6)
+    assert SolverComparison(replace(everything, rows=(*everything.rows[1:], wild))).plot().axes[0].get_ylim()[1] < 1e4
+
+
+def test_the_page_shows_the_rows_that_solvers_describe():
+    """The table of finite differences in docs/solvers.md is what ``describe()`` says."""
+    page = (Path(__file__).parents[1] / "docs" / "solvers.md").read_text(encoding="utf-8")
+    rows = [rule().describe() for rule in SOLVERS.values()]
+    formed = [f"| `{r.name}` | {r.derivative} | {r.gamma} | {r.identity} |" for r in rows if r.derivative != "–"]
+    assert len(formed) >= 7
+    printed = page.split("| solver | Ṙ | γ | the rule itself |", 1)[1].split("\n\n", 1)[0].strip().splitlines()[1:]
+    assert printed == formed
+    for rule in SOLVERS:
+        assert f"`{rule}`" in page

@@ -11,26 +11,26 @@ from farfield.denoiser import FunctionDenoiser
 from farfield.distributions import Gaussian
 from farfield.errors import ArgumentError
 from farfield.numerics.spectrum import Spectrum
-from farfield.sampling import SOLVERS, AtLastLevel, Sampler, karras
-from farfield.sampling.solvers import Whitened, make_solver
+from farfield.sampling import AtLastLevel, Sampler, karras
+from farfield.sampling.solvers import PLANNED, Whitened, make_solver
 from farfield.sampling.solvers.exponential import step_weights
 from tests.laws import T1, points, smooth_mixture
 
 F64 = torch.float64
-#: Every rule in every order it has: the order tests cover them all, and a new solver joins by its registration.
-RULES = [SOLVERS[name]() for name in SOLVERS if name != "whitened"] + [
-    Whitened(1),
-    Whitened(2),
-    Whitened(3),
+#: Every rule in every order it has: the order tests cover them all, and a new solver joins by its registration. A rule that
+#: chooses its own steps does not get more exact with the grid; its tests are in test_solvers_adaptive.py.
+RULES = [PLANNED[name]() for name in PLANNED if name != "whitened"] + [
+    *(Whitened(order, corrector=corrector) for order in (1, 2, 3) for corrector in ("longer", "always")),
     Whitened(3, 0),
     Whitened(2, corrector="start"),
     Whitened(3, corrector="start"),
+    Whitened(3, corrector="never"),
 ]
 COVARIANT = [
     Whitened(order, unit=unit, corrector=corrector)
     for order in (1, 2, 3)
     for unit in ("posterior", "data")
-    for corrector in ("always", "start")
+    for corrector in ("longer", "always", "start")
 ]
 
 
@@ -91,7 +91,19 @@ def endpoint_errors(rule, denoiser, x, end, counts, covariance=None):
 def mixture_end():
     """The exact end of the order tests on the mixture."""
     x = torch.tensor([[3.0, -2.0], [0.7, 2.5]], dtype=F64)
-    return Sampler(Whitened(3), karras(6001, 0.5, 5.0), finish=AtLastLevel()).run(smooth_mixture(), x).x
+    return Sampler(Whitened(3), karras(3001, 0.5, 5.0), finish=AtLastLevel()).run(smooth_mixture(), x).x
+
+
+def check_order(rule, coarse, fine):
+    """The slope is the order ±0.3; of three residuals under the longer corrector one more, until the grid is very fine.
+
+    There all steps but the first are of fourth order: the slope falls from 4 to 3 as the error does from 1e-7 to 1e-12.
+    """
+    slope, order = math.log2(coarse / fine), rule.describe().order
+    if isinstance(rule, Whitened) and (rule.order, rule.corrector) == (3, "longer"):
+        assert order - 0.3 < slope < order + 1.3
+    else:
+        assert slope == pytest.approx(order, abs=0.3)
 
 
 @pytest.mark.parametrize("rule", RULES, ids=named)
@@ -106,7 +118,7 @@ def test_order(rule, law):
         denoiser = smooth_mixture()
         end = mixture_end()
     coarse, fine = endpoint_errors(rule, denoiser, x, end, (160, 320))
-    assert math.log2(coarse / fine) == pytest.approx(rule.order, abs=0.3)
+    check_order(rule, coarse, fine)
 
 
 @pytest.mark.parametrize("rule", COVARIANT, ids=named)
@@ -115,7 +127,7 @@ def test_order_of_the_whitened_solver_with_a_covariance(rule):
     denoiser, x = smooth_mixture(), torch.tensor([[3.0, -2.0], [0.7, 2.5]], dtype=F64)
     gaussian = Gaussian(torch.tensor([0.2, 0.1], dtype=F64), torch.tensor([[0.9, -0.1], [-0.1, 1.1]], dtype=F64))
     coarse, fine = endpoint_errors(rule, denoiser, x, mixture_end(), (160, 320), gaussian)
-    assert math.log2(coarse / fine) == pytest.approx(rule.order, abs=0.3)
+    check_order(rule, coarse, fine)
 
 
 # -- the whitened solver ----------------------------------------------------------------------------------------------

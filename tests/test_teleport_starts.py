@@ -7,7 +7,7 @@ from farfield.distributions import Empirical, Gaussian, GaussianMixture
 from farfield.errors import ArgumentError
 from farfield.numerics.spectrum import Spectrum
 from farfield.sampling import (
-    SOLVERS,
+    PLANNED,
     AtLastLevel,
     ClassifierFree,
     ClassTeleport,
@@ -50,7 +50,7 @@ def test_the_flow_of_a_mixture(gaussian):
     assert torch.equal(law_flow(MIXTURE, states(), 3.0, 3.0), states())
 
 
-@pytest.mark.parametrize("solver", sorted(SOLVERS))
+@pytest.mark.parametrize("solver", sorted(PLANNED))
 @pytest.mark.parametrize("policy", ["truncate", "regrid"])
 def test_teleport_by_mixture(solver, policy):
     """No evaluation of the network, and a lower level than the Gaussian can reach (gaussian_score A.7)."""

@@ -63,7 +63,9 @@ class Sweep:
         max_branches: int,
         tolerance: float,
         seed: int,
+        fold_accuracy: float = 1e-5,
     ) -> None:
+        self.fold_accuracy = fold_accuracy
         self.denoiser, self.process, self.dynamics = denoiser, process, dynamics
         self.origin, self.directions, self.max_branches = origin.unsqueeze(0), directions, max_branches
         self.tolerance, self.seed = tolerance, seed
@@ -96,7 +98,13 @@ class Sweep:
         size = self._size(last, sigma)
         x = guess
         if stable:
-            x = anderson(step, x, tolerance=1e-4 * size, steps=120).x
+            for _ in range(6):
+                rest = anderson(step, x, tolerance=1e-4 * size, steps=20)
+                x = rest.x
+                if float((x - last).norm()) > 2 * reach:
+                    return None
+                if float(rest.residuals[0]) <= 1e-4 * size:
+                    break
         found = newton(step, x, tolerance=0.01 * self.tolerance * size, steps=12, reach=0.3 * reach)
         fits = float(found.residuals[0]) <= self.tolerance * size and float((found.x - last).norm()) <= reach
         return found.x if fits else None
@@ -271,7 +279,7 @@ class Sweep:
     def _edge(self, best: _Point, beyond: float, reach: float) -> tuple[float, float, _Point]:
         """Where a state is lost between its level and one beyond: σ, the uncertainty, and the last point that had it."""
         known, lost, stable = best.sigma, beyond, best.unstable == 0
-        while abs(math.log(lost / known)) > 1e-5:
+        while abs(math.log(lost / known)) > self.fold_accuracy:
             middle = math.sqrt(known * lost)
             # In steps while the bracket is wide, for a state may move far without being lost.
             wide = abs(math.log(lost / known)) > 1e-3

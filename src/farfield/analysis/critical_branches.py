@@ -27,6 +27,11 @@ Side = Literal["stable", "runaway", "none"]
 
 #: Draws of the noise over which the drift beside the centre is averaged.
 _DRAWS = slice(0, 8)
+#: Steps after which an iteration is asked whether it is still on its side.
+_ROUND = 20
+#: Steps left of an iteration beside the centre, in posterior standard deviations: without noise, and averaged over draws that
+#: place the state a hundred times less exactly.
+_SETTLED, _SETTLED_ON_DRAWS = 3e-4, 3e-3
 #: Distances along the direction that are tried, in posterior standard deviations.
 _REACH = tuple(0.25 * 2 ** (j / 2) for j in range(27))
 
@@ -68,10 +73,15 @@ def look_aside(
     examined = level.vectors[: order + 1]
     step = path.map_at(sigma, examined, _DRAWS)
     centre, _ = path.centre(step, examined, level.x)
-    probe = Probe(step, examined[order:], examined[:order], _width(level, order), steps)
+    probe = Probe(step, examined[order:], examined[:order], _width(level, order), *_effort(path, steps))
     found = probe.search(centre) if near is None else probe.follow(centre, near)
     path.count(step)
     return found
+
+
+def _effort(path: CentralPath, steps: int) -> tuple[int, float]:
+    """``steps`` and ``settled`` of a :class:`Probe`: fewer and looser where draws of noise place the state less exactly."""
+    return (steps, _SETTLED) if path.noise is None else (min(steps, 3 * _ROUND), _SETTLED_ON_DRAWS)
 
 
 def _width(level: Level, order: int) -> float:
@@ -89,6 +99,7 @@ class Probe:
         before: (k, *event), directions in which states are held where they are.
         wide: the unit of length, the posterior standard deviation along the direction.
         steps: iterations at most.
+        settled: the step that an iteration may leave, in units of ``wide``.
     """
 
     step: FixedPointMap
@@ -96,6 +107,7 @@ class Probe:
     before: Tensor
     wide: float
     steps: int
+    settled: float = _SETTLED
 
     def search(self, centre: Tensor) -> Sides:
         """Start where the drift along a ray from the centre (1, *event) first turns back."""
@@ -123,21 +135,34 @@ class Probe:
     def _settle(self, centre: Tensor, x: Tensor, kinds: list[Side]) -> Sides:
         """Iterate to rest; a side whose state is lost, ends on the other side or is unstable becomes "none"."""
         offsets = [math.nan, math.nan]
-        if "stable" in kinds:
-            found = anderson(self._free, x, tolerance=3e-4 * self.wide, steps=self.steps)
-            nudge = 0.01 * self.wide * self.unit.to(x)
-            # One step of the map from either side of the state: shrinking means stable.
-            change = (self._free(found.x + nudge) - self._free(found.x - nudge)) * self.unit
-            ahead = change.flatten(1).sum(1) / (0.02 * self.wide)
-            place = ((found.x - centre) * self.unit).flatten(1).sum(1)
-            for side in range(2):
-                right = float(place[side]) * (1 if side else -1) > 0.02 * self.wide
-                if not (right and float(ahead[side]) < 1 and float(found.residuals[side]) < 1e-3 * self.wide):
-                    kinds[side] = "none" if kinds[side] == "stable" else kinds[side]
-                offsets[side] = float(place[side]) if kinds[side] == "stable" else math.nan
-            keep = torch.tensor([kind == "stable" for kind in kinds], device=x.device)
-            x = torch.where(keep.view(-1, *(1,) * (x.ndim - 1)), found.x, centre.expand_as(x))
-        return Sides(self.step.field.sigma, (kinds[0], kinds[1]), (offsets[0], offsets[1]), x)
+        states = centre.expand_as(x).clone()
+        for side in range(2):
+            if kinds[side] != "stable":
+                continue
+            found = self._rest(centre, x[side : side + 1], 1 if side else -1)
+            if found is None:
+                kinds[side] = "none"
+            else:
+                states[side], offsets[side] = found[0], self._place(found, centre)
+        return Sides(self.step.field.sigma, (kinds[0], kinds[1]), (offsets[0], offsets[1]), states)
+
+    def _place(self, x: Tensor, centre: Tensor) -> float:
+        """``v·(x − centre)``."""
+        return float(((x - centre) * self.unit).sum())
+
+    def _rest(self, centre: Tensor, x: Tensor, sign: int) -> Tensor | None:
+        """The stable state (1, *event) that an iteration from x leads to, or None if it is not on that side."""
+        left, found = self.steps, None
+        while left > 0 and (found is None or float(found.residuals) > self.settled * self.wide):
+            found = anderson(self._free, x, tolerance=self.settled * self.wide, steps=min(_ROUND, left))
+            x, left = found.x, left - _ROUND
+            if self._place(x, centre) * sign <= 0.02 * self.wide:
+                return None
+        nudge = 0.01 * self.wide * self.unit.to(x)
+        # One step of the map from either side of the state: shrinking means stable.
+        there, back = self._free(torch.cat((x + nudge, x - nudge)))
+        ahead = float(((there - back) * self.unit).sum()) / (0.02 * self.wide)
+        return x if ahead < 1 and found is not None and float(found.residuals) < 3 * self.settled * self.wide else None
 
 
 def _climb(
@@ -220,7 +245,7 @@ def fold_aside(path: CentralPath, level: Level, floor: float, tolerance: float =
         nonlocal centre
         step = path.map_at(sigma, unit, _DRAWS)
         centre, _ = path.fixed_point(step, nothing, centre)
-        probe = Probe(step, unit, nothing, wide, 200)
+        probe = Probe(step, unit, nothing, wide, *_effort(path, 200))
         found = probe.search(centre) if last is None else probe.follow(centre, last)
         path.count(step)
         return found

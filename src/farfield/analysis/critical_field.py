@@ -79,6 +79,10 @@ def noise_about(
     return torch.stack((z, -z), 1).flatten(0, 1)
 
 
+#: Up to so many states a network's forward pass is kept for all products of an eigenvalue solver.
+_RECORDED = 64
+
+
 class AveragedField:
     """``D̄(x) = mean_i D(x + σ z_i, σ)`` for given draws, and products with its Jacobian.
 
@@ -95,6 +99,8 @@ class AveragedField:
 
     Attributes:
         evaluations, products: how many states were denoised, and how many products with J or Jᵀ at a state were taken.
+        transposed: the side whose products are cheaper: forward for the closed forms of exact laws, transposed for networks,
+            whose backward pass costs about one evaluation and whose forward derivative four or five.
     """
 
     def __init__(
@@ -107,6 +113,7 @@ class AveragedField:
     ) -> None:
         self.denoiser, self.sigma, self.noise = denoiser, float(sigma), noise
         self.symmetric, self.batch_size = symmetric and not isinstance(denoiser, Distribution), batch_size
+        self.transposed = not isinstance(denoiser, Distribution)
         self.evaluations = self.products = 0
 
     def _around(self, x: Tensor) -> Tensor:
@@ -147,5 +154,31 @@ class AveragedField:
             if not self.symmetric:
                 return forward
             return (forward + self.products_at(x, v, transposed=True).mean(1)) / 2
+
+        return multiply
+
+    def spectral_product(self, x: Tensor) -> Product:
+        """The same for eigenvalue solvers, which see the symmetric part of J alone and are as well served by Jᵀ.
+
+        For a network the forward pass is recorded once, so that each product costs one backward pass.
+        """
+        states = self._around(x)
+        batch, draws = states.shape[:2]
+        if not self.transposed or self.symmetric:
+            return self.product(x)
+        if batch * draws > _RECORDED:
+            return lambda v: self.products_at(x, v, transposed=True).mean(1)
+        with torch.enable_grad():
+            leaf = states.detach().flatten(0, 1).requires_grad_(True)
+            value = self.denoiser(leaf, self.sigma)
+
+        def multiply(v: Tensor) -> Tensor:
+            self.products += batch * draws * v.shape[1]
+            found = []
+            for k in range(v.shape[1]):
+                along = v[:, k : k + 1].expand_as(states).flatten(0, 1).to(value)
+                (product,) = torch.autograd.grad(value, leaf, along, retain_graph=True)
+                found.append(product.view(states.shape).mean(1))
+            return torch.stack(found, 1)
 
         return multiply

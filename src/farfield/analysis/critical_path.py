@@ -174,7 +174,7 @@ class CentralPath:
         x, rest = self.centre(step, examined, None if near is None else near.x)
         start = self._start(width, near).to(x)
         found = leading_eigenpairs(
-            step.field.product(x),
+            step.field.spectral_product(x),
             start.unsqueeze(0),
             steps=self.steps,
             tolerance=max(0.1 * math.sqrt(self.tolerance), 1e-9),
@@ -238,8 +238,9 @@ class CentralPath:
         for own, other in (parts, parts[::-1]):
             fitted, judge = self.map_at(level.sigma, examined, own), self.map_at(level.sigma, examined, other)
             block = level.vectors[: order + 1].unsqueeze(0)
-            u = leading_eigenpairs(fitted.field.product(level.x), block, steps=2, tolerance=0.0).vectors[:, order:]
-            moved = judge.field.products_at(level.x, u)[0, :, 0].double().mean(0)
+            product = fitted.field.spectral_product(level.x)
+            u = leading_eigenpairs(product, block, steps=2, tolerance=0.0).vectors[:, order:]
+            moved = judge.field.products_at(level.x, u, judge.field.transposed)[0, :, 0].double().mean(0)
             crossed += float((moved * u[0, 0].double()).sum()) / 2
             self.count(fitted)
             self.count(judge)

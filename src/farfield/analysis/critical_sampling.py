@@ -55,5 +55,5 @@ def variance_along(
         z = z - project(z, v.to(device))
     field = AveragedField(denoiser, crossing.sigma, z, batch_size=batch_size)
     x = crossing.centre.unsqueeze(0).to(device)
-    moved = field.products_at(x, v.unsqueeze(0).to(x))[0, :, 0].double().mean(0)
+    moved = field.products_at(x, v.unsqueeze(0).to(x), field.transposed)[0, :, 0].double().mean(0)
     return float((moved * v[0].to(moved)).sum()) * crossing.sigma**2

@@ -26,6 +26,7 @@ from farfield.analysis.critical_result import CriticalTimes, draw_direction, dra
 from farfield.analysis.critical_sampling import sampling_error, variance_along
 from farfield.analysis.critical_times import critical_times
 from farfield.analysis.images import is_image
+from farfield.analysis.normalisation import Departure, departure
 from farfield.analysis.plotting import PALETTE, axes_for, label_ends
 from farfield.analysis.tables import Cell, Table
 from farfield.data.progress import track
@@ -36,6 +37,8 @@ from farfield.processes import DDPM, VE, VP, SubVP, TimeMap
 
 #: In units of the errors: crossings closer than this agree.
 _AGREE = 2.0
+#: Points by which the distance of the data from the theory's assumptions is judged.
+_LOOKED_AT = 5000
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,7 @@ class Criticality:
             one length (B = asinh λ); None where they have none.
         wide: the crossings σ of a Gaussian with those eigenvalues, which is no choice.
         count: points of the data.
+        departure: how far (the first 5000 of) the data are from the theory's assumptions.
     """
 
     name: str
@@ -109,6 +113,7 @@ class Criticality:
     symmetric: tuple[float | None, ...]
     wide: tuple[float | None, ...]
     count: int
+    departure: Departure
 
     def summary(self) -> str:
         """The first critical time of both, and whether they agree."""
@@ -122,7 +127,8 @@ class Criticality:
             else f"they differ by {first.gap:+.2g}, {abs(first.gap) / first.error:.1f} errors: the network's posterior "
             f"variance along the data's direction is {100 * first.excess:+.1f} % off, which makes {first.explained:+.2g}"
         )
-        about = "" if crossing.kind == "unchecked" else f" It is {crossing.about}."
+        told = [("The model's", crossing), ("The data's", self.data.crossings[0])]
+        about = next((f" {whose} is {c.about}." for whose, c in told if c.kind != "unchecked"), "")
         noiseless = self.bare.first
         theory = (
             "" if noiseless is None else f" Without noise the data's law becomes critical at σ = {noiseless.sigma:.4g}."
@@ -148,7 +154,7 @@ class Criticality:
             "s", "θ", "index", "data: leads to", "model: leads to",
         )  # fmt: skip
         both = Table(f"critical noise levels, averaged over {self.data.noise} draws of noise", columns, tuple(rows))
-        return [both, self._theory(), *self.data.tables("data"), *self.model.tables("model")]
+        return [both, self._theory(), *self.departure.tables(), *self.data.tables("data"), *self.model.tables("model")]
 
     def _theory(self) -> Table:
         rows = []
@@ -177,6 +183,7 @@ class Criticality:
             "eigenvalues": list(self.eigenvalues),
             "symmetric": list(self.symmetric),
             "wide": list(self.wide),
+            "departure": self.departure.to_dict(),
             "bare": self.bare.to_dict(),
             "ode": None if self.ode is None else self.ode.to_dict(),
             "data": self.data.to_dict(),
@@ -228,7 +235,8 @@ class CriticalityOptions:
     """Options of the analysis; see :func:`farfield.analysis.critical_times.critical_times`.
 
     ``process``: whose dynamics; ``beta_min`` and ``beta_max`` are those of VP and sub-VP. ``centred``: the process contracts
-    towards the data's mean instead of 0. ``points``: use the first so many of the data; 0 for all.
+    towards the data's mean instead of 0. ``points``: use the first so many of the data; 0 for all. ``check``: look at what each
+    crossing leads to; ``check_model``: that of the model too, which costs most; ``check_bare``: and without noise.
     """
 
     process: Literal["vp", "subvp", "ve", "ddpm"] = "vp"
@@ -241,6 +249,8 @@ class CriticalityOptions:
     points: int = 0
     tolerance: float = 1e-3
     check: bool = True
+    check_model: bool = True
+    check_bare: bool = True
 
 
 def _process(options: CriticalityOptions) -> TimeMap:
@@ -281,9 +291,9 @@ def analyze_criticality(subject: Subject, options: CriticalityOptions) -> Critic
     }
     noisy = {**shared, "dynamics": options.dynamics, "noise": options.noise, "check": options.check}
     tasks: dict[str, tuple[Denoiser, dict[str, Any]]] = {
-        "bare": (law, {**shared, "dynamics": options.dynamics, "check": options.check}),
+        "bare": (law, {**shared, "dynamics": options.dynamics, "check": options.check and options.check_bare}),
         "data": (law, noisy),
-        "model": (subject.model, noisy),
+        "model": (subject.model, {**noisy, "check": options.check and options.check_model}),
     }
     if options.dynamics == "sde":
         tasks["ode"] = (law, {**shared, "dynamics": "ode", "check": False})
@@ -306,6 +316,7 @@ def analyze_criticality(subject: Subject, options: CriticalityOptions) -> Critic
         symmetric=tuple(None if form is None else form.sigma for form in forms),
         wide=tuple(_wide(v, options.dynamics, process) for v in largest),
         count=len(data),
+        departure=departure(data[:_LOOKED_AT]),
     )
 
 

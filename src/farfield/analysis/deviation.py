@@ -9,7 +9,8 @@ The model and each law start at the same x_T and are followed through the same n
 (Wang & Vastola 2024, section 4.3, Figs. 7, 8, 15, 18.) The source calls two paths *still together* while MSE < 0.01. That
 tells what one sees; it is far too lax a rule for how many steps may be skipped, for which the unexplained score variance is
 the measure (:mod:`farfield.analysis.fidelity`). Gaussians are followed by formula, other laws by adaptive Runge-Kutta, and
-networks by a fine multistep run, whose own error is measured.
+networks by a fine multistep run, whose own error is measured. The analysis ``deviation`` adds the comparison with the optimal
+denoiser of the training set along both paths (:mod:`farfield.analysis.diagnosis`).
 """
 
 from __future__ import annotations
@@ -17,13 +18,19 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from farfield.analysis.catalogue import Subject, analysis
 from farfield.analysis.deviation_plot import draw_deviation, law_words
+from farfield.analysis.diagnosis import score_deviation
+from farfield.analysis.diagnosis_curves import Band as Band
+from farfield.analysis.diagnosis_curves import band
+from farfield.analysis.diagnosis_findings import DeviationFindings
+from farfield.analysis.diagnosis_follow import DiagnosisOptions
+from farfield.analysis.diagnosis_result import ScoreDeviation
 from farfield.analysis.gaussian_deviation import can_compare, gaussian_deviation
 from farfield.analysis.images import is_image
 from farfield.analysis.solver_table import fine_solution
@@ -53,15 +60,6 @@ RTOL, ATOL = 1e-6, 1e-7
 
 #: The laws see float64 states up to this many coordinates; above it float32, several times faster and as good here.
 _WIDE = 64
-
-
-@dataclass(frozen=True)
-class Band:
-    """A quantity over the starts, along the levels: its mean, and its 25 and 75 % quantiles."""
-
-    mean: tuple[float, ...]
-    low: tuple[float, ...]
-    high: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -196,12 +194,6 @@ class TrajectoryDeviation:
         return draw_deviation(self, TOGETHER, ax)
 
 
-def _band(values: Tensor) -> Band:
-    """(L, n) to a band along L."""
-    low, high = torch.quantile(values, torch.tensor([0.25, 0.75], dtype=values.dtype, device=values.device), dim=1)
-    return Band(tuple(values.mean(1).tolist()), tuple(low.tolist()), tuple(high.tolist()))
-
-
 def _law_type(law: Denoiser) -> torch.dtype:
     return torch.float64 if law.dim <= _WIDE else torch.float32
 
@@ -299,7 +291,7 @@ def trajectory_deviation(
     found = {}
     for name, parts in gaps.items():
         state, output, ends = (torch.cat([p[k] for p in parts], -1) for k in range(3))
-        found[name] = LawDeviation(_band(state), _band(output), tuple(ends.tolist()))
+        found[name] = LawDeviation(band(state), band(output), tuple(ends.tolist()))
     return TrajectoryDeviation(
         levels,
         found,
@@ -340,24 +332,33 @@ def _own_path(
 
 
 @dataclass(frozen=True)
-class DeviationOptions:
-    """Options of the analysis; see :func:`trajectory_deviation` and :func:`subject_laws`."""
+class DeviationOptions(DiagnosisOptions):
+    """Options of the analysis; see :func:`trajectory_deviation`, :func:`subject_laws` and :func:`score_deviation`.
 
-    n: int = 32
+    Attributes:
+        steps, laws, components, distance: of the part against the laws.
+        against: ``"laws"``, the ``"training set"``, or ``"both"``.
+    """
+
     steps: int = 36
     laws: tuple[str, ...] | None = None
     components: int | None = None
     distance: str = "mse"
-    shown: int = 10
-    batch_size: int = 64
+    against: Literal["both", "laws", "training set"] = "both"
 
 
 @analysis(
-    "deviation", about="how long samples travel with the simple laws from the same noise", options=DeviationOptions
+    "deviation",
+    about="how long samples travel with the simple laws, and how the score differs from the training set's",
+    options=DeviationOptions,
 )
-def analyze_deviation(subject: Subject, options: DeviationOptions) -> TrajectoryDeviation:
-    """:func:`trajectory_deviation` of a subject."""
-    return trajectory_deviation(
+def analyze_deviation(
+    subject: Subject, options: DeviationOptions
+) -> TrajectoryDeviation | ScoreDeviation | DeviationFindings:
+    """:func:`trajectory_deviation` and :func:`~farfield.analysis.diagnosis.score_deviation` of a subject."""
+    if options.against == "training set":
+        return score_deviation(subject.model, **options.arguments(subject))
+    found = trajectory_deviation(
         subject.model,
         subject_laws(subject, options.laws, options.components),
         n=options.n,
@@ -367,3 +368,6 @@ def analyze_deviation(subject: Subject, options: DeviationOptions) -> Trajectory
         shown=options.shown,
         batch_size=options.batch_size,
     )
+    if options.against == "laws":
+        return found
+    return DeviationFindings(found, score_deviation(subject.model, **options.arguments(subject)))

@@ -11,7 +11,8 @@ from torch import Tensor
 from farfield.analysis.plotting import INK, PALETTE, axes_for, dress, label_ends
 
 if TYPE_CHECKING:
-    from farfield.analysis.deviation import Band, TrajectoryDeviation
+    from farfield.analysis.deviation import TrajectoryDeviation
+    from farfield.analysis.diagnosis_curves import Band
 
 #: Colours of the laws, the same in every figure; others take what is left.
 COLOURS = {"isotropic": 5, "gaussian": 0, "classes": 4, "mixture": 2, "empirical": 1}
@@ -106,10 +107,15 @@ def _panel(
     return ends
 
 
+def labelled(pictures: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Samples of the model and the laws under their names in figures, those that there are."""
+    return {("model" if name == "model" else law_label(name)): p for name, p in pictures.items() if len(p)}
+
+
 def draw_deviation(found: TrajectoryDeviation, threshold: float, ax: Any = None) -> Any:
     """States and denoiser outputs against σ, and the samples below where there are some; returns the figure."""
     sigmas = [s for s in found.sigmas if s > 0]
-    pictures = {("model" if name == "model" else law_label(name)): p for name, p in found.pictures.items() if len(p)}
+    pictures = labelled(found.pictures)
     if ax is None and pictures:
         from matplotlib.figure import Figure
 

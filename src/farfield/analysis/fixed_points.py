@@ -66,30 +66,43 @@ def anderson(
         steps: at most so many evaluations, at least 1.
         window: earlier steps that are mixed; 0 is plain iteration.
     """
-    shape = x.shape
+    shape, device = x.shape, x.device
     history: list[tuple[Tensor, Tensor]] = []
     flat = x.flatten(1).double()
-    after = flat  # the image of the last accepted state of each sample
-    accepted = torch.full((len(x),), torch.inf, dtype=torch.float64, device=x.device)
-    plain = torch.zeros(len(x), dtype=torch.int64, device=x.device)  # steps that each sample goes without mixing
+    image = after = base = flat  # ``after``: the image of the last accepted state; ``base``: of the last plain step
+    best = accepted = torch.full((len(x),), torch.inf, dtype=torch.float64, device=device)
+    plain = torch.zeros(len(x), dtype=torch.int64, device=device)  # steps that each sample goes without mixing
+    patience = torch.full_like(plain, window + 2)
+    stalled = torch.zeros_like(plain)
     for made in range(1, steps + 1):
-        image = step(flat.to(x.dtype).view(shape)).flatten(1).double()
+        # A sample at rest stays where it is, and is not evaluated again.
+        moving = torch.nonzero(~(accepted <= tolerance))[:, 0]
+        moved = step(flat[moving].to(x.dtype).view(-1, *shape[1:])).flatten(1).double()
+        image = image.index_copy(0, moving, moved)
         f = image - flat
         size = f.norm(dim=1)
         if bool((size <= tolerance).all()) or made == steps:
             break
         # A mixed step that has thrown a sample far off is taken back; it goes on by plain iteration until its history holds
-        # nothing else. (Plain iteration itself may pass a bottleneck, after which its steps grow again.)
-        wild = (plain == 0) & ~(size <= 5 * accepted)
+        # nothing else. (Plain iteration itself may pass a bottleneck, after which its steps grow again.) Where mixing gets
+        # nowhere, in such a bottleneck, the plain iteration is taken up again where it was left, for ever longer.
+        mixing = plain == 0
+        stalled = torch.where(mixing & ~(size < 0.7 * best), stalled + 1, 0)
+        stuck = mixing & (stalled > window + 2) & (size > tolerance)
+        wild = mixing & ~(size <= 5 * accepted)
+        best = torch.where(mixing & ~stuck, torch.minimum(best, size), torch.inf)
         history = [*history[-window:], (flat, f)] if window else []
         mixed = _mix(history, image)
-        plain = torch.where(wild, window + 2, (plain - 1).clamp(min=0))
+        plain = torch.where(wild | stuck, patience, (plain - 1).clamp(min=0))
+        patience = torch.where(stuck, 2 * patience, patience)
         calm = (plain > 0) | ~torch.isfinite(mixed).all(1)
+        base = torch.where((~mixing).unsqueeze(1), image, base) if made > 1 else image
         done = (size <= tolerance).unsqueeze(1)
         following = torch.where(done, flat, torch.where(calm.unsqueeze(1), image, mixed))
         following = torch.where(wild.unsqueeze(1), after, following)
+        following = torch.where(stuck.unsqueeze(1), base, following)
         after = torch.where(wild.unsqueeze(1), after, image)
-        accepted = torch.where(wild, accepted, size)
+        accepted = torch.where(stuck, torch.inf, torch.where(wild, accepted, size))
         flat = following
     return Found(flat.to(x.dtype).view(shape), size, made)
 

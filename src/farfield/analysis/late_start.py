@@ -91,7 +91,9 @@ def analyze_late_start(subject: Subject, options: LateStartOptions) -> LateStart
         )
     critical = None
     if options.points:
-        first = critical_times(Empirical(subject.data[: options.points]), DDPM(), check=False, seed=subject.seed).first
+        points = subject.data[: options.points]
+        centre = points.double().mean(0)
+        first = critical_times(Empirical(points), DDPM(), origin=centre, check=False, seed=subject.seed).first
         critical = None if first is None else DDPM().time(first.sigma)
     return measure_late_start(subject, options, critical)
 

@@ -61,7 +61,9 @@ def label_ends(ax: Any, ends: Sequence[tuple[float, str, str]], size: float = 9.
     """
     if not ends:
         return
-    ax.figure.draw_without_rendering()  # settles the layout, on which the heights depend
+    if ax.figure.get_layout_engine() is not None:
+        ax.figure.draw_without_rendering()  # settles the layout, on which the room between two names depends
+    ax.get_ylim()  # settles the limits, on which the heights do
     box = ax.get_position()
     points = max(box.height * ax.figure.get_size_inches()[1] * 72, 1.0)
     gap = 1.25 * size / points

@@ -130,8 +130,13 @@ class PotentialOptions:
 
 
 def first_critical_time(data: Tensor, process: TimeMap | None = None, seed: int = 0) -> float | None:
-    """The forward time of the first instability of the data's exact law, or None if there is none."""
-    found = critical_times(Empirical(data), process, check=False, seed=seed).first
+    """The forward time of the first instability of the data's exact law about its mean, or None if there is none.
+
+    It is the noiseless value of the analysis ``criticality``. The reverse process is the same whether it is written about the
+    mean or about 0, a shift by ``α(s)`` times the mean; but read at a frozen time only the former has a centre that stays with
+    the data, and only to that does the theory of normalised data apply.
+    """
+    found = critical_times(Empirical(data), process, origin=data.double().mean(0), check=False, seed=seed).first
     return None if found is None else found.time
 
 

@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from farfield.analysis.entrants import Entrant, baseline, default_entrants, describe, sigma_range
-from farfield.analysis.plotting import INK, PALETTE, axes_for, dress, label_ends
+from farfield.analysis.solver_table_plot import draw_errors
+from farfield.data.progress import track
 from farfield.denoiser import Denoiser
 from farfield.distributions import Gaussian
 from farfield.errors import ArgumentError, NonFiniteError
@@ -26,11 +27,6 @@ from farfield.sampling import Sampler, karras
 from farfield.sampling.solvers import Whitened
 
 NFES = (5, 6, 8, 10, 14, 20)
-
-_COLOURS = {
-    "Euler (DDIM)": 7, "Heun": 2, "DPM-Solver++(2M)": 3, "exponential": 4,
-    "teleport + Heun": 6, "teleport + DPM++(2M)": 5, "whitened": 0, "teleport + whitened": 1,
-}  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,6 +122,11 @@ class SolverTable:
                 found[row.nfe] = row
         return [found[k] for k in sorted(found)]
 
+    def best_of(self, family: str, budget: int) -> SolverRow | None:
+        """The best member of a family at a budget, with whatever options and grid; None where it has no plan that cheap."""
+        rows = [row for row in self.rows if row.family == family and row.budget == budget]
+        return min(rows, key=lambda row: (row.error, -row.nfe)) if rows else None
+
     def default_tolerance(self) -> float:
         """The error of Heun at 35 evaluations, or 0.8 % of the samples' own spread where that is larger.
 
@@ -169,37 +170,7 @@ class SolverTable:
 
     def plot(self, ax: Any = None) -> Any:
         """Error against evaluations, both logarithmic: the best member of each family. Returns the figure."""
-        from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
-
-        (axes,) = axes_for(ax, width=7.6, height=4.6)
-        axes.set_xscale("log")
-        axes.set_yscale("log")
-        ends = []
-        for k, family in enumerate(self.families):
-            colour = PALETTE[_COLOURS.get(family, k % len(PALETTE))]
-            rows = self.envelope(family)
-            own = "whitened" in family
-            axes.plot(
-                [row.nfe for row in rows], [max(row.error, 1e-12) for row in rows], color=colour,
-                linewidth=2.4 if own else 1.6, marker="o", markersize=4, linestyle="-" if own else (0, (5, 1.5)),
-            )  # fmt: skip
-            ends.append((max(rows[-1].error, 1e-12), family, colour))
-        everything = [row.error for family in self.families for row in self.envelope(family)] + [self.baseline.error]
-        axes.axhline(self.baseline.error, color=INK, alpha=0.5, linewidth=0.9, linestyle=(0, (1, 2)))
-        first, last = min(row.nfe for row in self.rows), max(row.nfe for row in self.rows)
-        axes.annotate(
-            f"Heun at {self.baseline.nfe} evaluations", (first, self.baseline.error), xytext=(2, 3),
-            textcoords="offset points", fontsize=8, color=INK, alpha=0.8,
-        )  # fmt: skip
-        axes.set_xlim(first * 0.96, last * 1.03)
-        axes.set_ylim(max(min(everything) / 1.6, 1e-12), max(everything) * 1.5)
-        axes.xaxis.set_major_locator(FixedLocator(sorted(set(self.budgets))))
-        axes.xaxis.set_major_formatter("{x:g}")
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.yaxis.set_minor_formatter(NullFormatter())
-        dress(axes, "denoiser evaluations for each sample", "end-point error (rms)")
-        label_ends(axes, ends)
-        return axes.figure
+        return draw_errors(self, ax)
 
 
 def fine_solution(denoiser: Denoiser, levels: int, gaussian: Gaussian | None = None) -> Sampler:
@@ -235,7 +206,7 @@ def reference_solution(
         sampler = fine_solution(denoiser, count, gaussian)
         runs.append((sampler, sampler(denoiser, n, seed, batch_size=batch_size, dtype=dtype)))
     (fine, solution), (_, coarse) = runs
-    error = _errors(coarse.x, solution.x)[0]
+    error = end_point_errors(coarse.x, solution.x)[0]
     return Reference(solution.x, solution.nfe, error, describe(fine))
 
 
@@ -251,6 +222,7 @@ def solver_errors(
     reference: Reference | None = None,
     batch_size: int | None = None,
     dtype: torch.dtype = torch.float32,
+    progress: bool = False,
 ) -> SolverTable:
     """Run every sampler at every budget from the same noise and measure its end-point error.
 
@@ -263,6 +235,7 @@ def solver_errors(
         teleports: levels for the default entrants; by default twice and once the largest standard deviation of the data.
         reference: a fine solution for the same ``n`` and ``seed``, if there is one already.
         batch_size, dtype: as for ``Sampler``.
+        progress: show a bar on standard error.
 
     Raises:
         ArgumentError: for an argument out of range, or where no entrant can be planned to any budget.
@@ -287,38 +260,96 @@ def solver_errors(
             f"reference has shape {tuple(reference.x.shape)}; expected {(n, *denoiser.event_shape)}"
         )  # fmt: skip
 
-    def row(entrant: Entrant, sampler: Sampler, budget: int) -> SolverRow | None:
-        try:
-            run = sampler(denoiser, n, seed, batch_size=batch_size, dtype=dtype)
-        except NonFiniteError:
-            return None  # a sampler that diverges has no place in the table
-        error, median, worst = _errors(run.x, reference.x)
-        return SolverRow(entrant.family, entrant.detail, budget, run.nfe, error, median, worst, sampler)
-
     rows: list[SolverRow] = []
-    for entrant in entrants:
-        done: dict[int, SolverRow | None] = {}
-        for budget in budgets:
-            try:
-                sampler = entrant.sampler.with_nfe(budget)
-            except ArgumentError:
-                continue  # no plan is that cheap
-            if sampler.nfe not in done:
-                done[sampler.nfe] = row(entrant, sampler, budget)
-            found = done[sampler.nfe]
-            if found is not None:
-                rows.append(SolverRow(**{**found.__dict__, "budget": budget}))
+    shown = track(entrants, len(entrants), "solvers", threshold=1 if progress else len(entrants) + 1)
+    for entrant in shown:
+        rows += entrant_rows(denoiser, entrant, budgets, reference, n, seed, batch_size=batch_size, dtype=dtype)
     if not rows:
         raise ArgumentError(f"nfes = {list(nfes)}: no sampler can be planned to these budgets")
-    standard = row(Entrant("Heun", "Karras ρ=7, 18 levels", baseline(denoiser)), baseline(denoiser), 35)
-    if standard is None:
+    standard = baseline_row(denoiser, reference, n, seed, batch_size=batch_size, dtype=dtype)
+    return SolverTable(tuple(rows), standard, reference, n, seed, spread(reference.x))
+
+
+def entrant_rows(
+    denoiser: Denoiser,
+    entrant: Entrant,
+    budgets: Sequence[int],
+    reference: Reference,
+    n: int,
+    seed: int = 0,
+    *,
+    batch_size: int | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> list[SolverRow]:
+    """One entrant at each budget that it can be planned to; budgets with the same plan are run once.
+
+    Args:
+        denoiser, n, seed, reference, batch_size, dtype: as for :func:`solver_errors`.
+        entrant: the template.
+        budgets: evaluations, ascending.
+    """
+    rows: list[SolverRow] = []
+    done: dict[int, SolverRow | None] = {}
+    for budget in budgets:
+        try:
+            sampler = entrant.sampler.with_nfe(budget)
+        except ArgumentError:
+            continue  # no plan is that cheap
+        if sampler.nfe not in done:
+            done[sampler.nfe] = _measured(denoiser, entrant, sampler, budget, reference, n, seed, batch_size, dtype)
+        found = done[sampler.nfe]
+        if found is not None:
+            rows.append(replace(found, budget=budget))
+    return rows
+
+
+def baseline_row(
+    denoiser: Denoiser,
+    reference: Reference,
+    n: int,
+    seed: int = 0,
+    *,
+    batch_size: int | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> SolverRow:
+    """EDM's default, Heun on 18 Karras levels, at 35 evaluations; arguments as for :func:`solver_errors`.
+
+    Raises:
+        NonFiniteError: if it diverges.
+    """
+    usual = Entrant("Heun", "Karras ρ=7, 18 levels", baseline(denoiser))
+    row = _measured(denoiser, usual, usual.sampler, 35, reference, n, seed, batch_size, dtype)
+    if row is None:
         raise NonFiniteError("Heun on 18 levels diverges on this model")
-    wide = reference.x.double()
-    scale = float((wide - wide.mean(0)).square().mean().sqrt())
-    return SolverTable(tuple(rows), standard, reference, n, seed, scale)
+    return row
 
 
-def _errors(x: Tensor, fine: Tensor) -> tuple[float, float, float]:
+def spread(x: Tensor) -> float:
+    """Root-mean-square deviation of samples from their mean."""
+    wide = x.double()
+    return float((wide - wide.mean(0)).square().mean().sqrt())
+
+
+def _measured(
+    denoiser: Denoiser,
+    entrant: Entrant,
+    sampler: Sampler,
+    budget: int,
+    reference: Reference,
+    n: int,
+    seed: int,
+    batch_size: int | None,
+    dtype: torch.dtype,
+) -> SolverRow | None:
+    try:
+        run = sampler(denoiser, n, seed, batch_size=batch_size, dtype=dtype)
+    except NonFiniteError:
+        return None  # a sampler that diverges has no place in the table
+    error, median, worst = end_point_errors(run.x, reference.x)
+    return SolverRow(entrant.family, entrant.detail, budget, run.nfe, error, median, worst, sampler)
+
+
+def end_point_errors(x: Tensor, fine: Tensor) -> tuple[float, float, float]:
     """Root mean square over everything; median and largest of each sample's own."""
     own = (x.double() - fine.double()).flatten(1).square().mean(1)
     return float(own.mean().sqrt()), float(own.sqrt().median()), float(own.max().sqrt())

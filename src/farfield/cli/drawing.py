@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 TILE = 48
 RUN, SAMPLES, PICTURE, PARTS = "run.json", "samples.npz", "samples.png", "parts"
 FORMAT = "farfield samples 1"
-_PART = re.compile(r"(\d+)-(\d+)\.npy$")
+#: The first sample of a part, the one after its last, and where it is not known beforehand what its batch took.
+_PART = re.compile(r"(\d+)-(\d+)(?:-(\d+))?\.npy$")
 
 
 def draw(
@@ -52,7 +53,8 @@ def draw(
     """Draw ``n`` samples of ``seed`` into the folder ``out``, going on with what is there.
 
     Returns:
-        The record of the run, as ``run.json`` holds it.
+        The record of the run, as ``run.json`` holds it. Where the evaluations show only on the way, under a solver that
+        chooses its steps or a rule that stops samples, its ``nfe`` is the most that a batch took, and None until all is drawn.
 
     Raises:
         ArgumentError: if the folder holds something else, or samples of another run and not ``overwrite``.
@@ -69,7 +71,7 @@ def draw(
         "sampler_digest": hashlib.sha256(plan.encode()).hexdigest(),
         "n": n,
         "seed": seed,
-        "nfe": sampler.nfe,
+        "nfe": None if sampler_decides(sampler) else sampler.nfe,
         "event_shape": list(model.event_shape),
         "clamped_to": [-1, 1] if len(model.event_shape) == 3 else None,
     }
@@ -77,19 +79,28 @@ def draw(
     parts = out / PARTS
     if same and (out / SAMPLES).exists():
         shutil.rmtree(parts, ignore_errors=True)  # a kill may have come between the set and the end of its parts
-        return record
+        return {**record, "nfe": read_json(out / RUN).get("nfe")}
     if same:
         parts.mkdir(exist_ok=True)
         remove_partial(parts)
     for low, high in _missing(parts if same else None, n, batch_size, progress):
         rows = {k: v[low:high] for k, v in condition.items()}
-        x = sampler(model, high - low, seed, first=low, **rows).x.float().cpu().numpy()
+        drawn = sampler(model, high - low, seed, first=low, **rows)
         if not same:  # only now: a run that cannot draw its first batch leaves no trace
             _claim(out, record)
             same = True
-        _write_array(parts / f"{low:09d}-{high:09d}.npy", x)
+        count = f"-{drawn.nfe}" if record["nfe"] is None else ""
+        _write_array(parts / f"{low:09d}-{high:09d}{count}.npy", drawn.x.float().cpu().numpy())
+    if record["nfe"] is None:
+        record["nfe"] = max(int(m.group(3) or 0) for p in parts.glob("*.npy") if (m := _PART.search(p.name)))
+        write_json(out / RUN, record)
     _assemble(out, parts, n, record)
     return record
+
+
+def sampler_decides(sampler: Sampler) -> bool:
+    """Whether the evaluations show only in the run: the solver chooses its steps, or a rule stops each sample."""
+    return sampler.rule.adaptive or sampler.finish.rule is not None
 
 
 def weights_digest(model: Denoiser) -> str:
@@ -114,7 +125,8 @@ def _is_same(out: Path, record: dict[str, Any], overwrite: bool) -> bool:
         old = read_json(run)
         if old.get("format") != FORMAT:
             raise ArgumentError(f"--out {out} holds something else than samples; choose another folder")
-        changed = sorted(k for k in record.keys() | old.keys() if record.get(k) != old.get(k) and k != "farfield")
+        known = {"farfield", "nfe"} if record["nfe"] is None else {"farfield"}  # a finished run knows its evaluations
+        changed = sorted(k for k in (record.keys() | old.keys()) - known if record.get(k) != old.get(k))
         if not changed:
             return True
         if not overwrite:
@@ -142,7 +154,7 @@ def _claim(out: Path, record: dict[str, Any]) -> None:
 def _missing(parts: Path | None, n: int, batch_size: int, progress: bool) -> Iterator[tuple[int, int]]:
     """The ranges of samples that no part holds, in batches, with a progress bar on a terminal."""
     found = [] if parts is None else parts.glob("*.npy")
-    done = sorted(tuple(map(int, m.groups())) for p in found if (m := _PART.search(p.name)))
+    done = sorted((int(m.group(1)), int(m.group(2))) for p in found if (m := _PART.search(p.name)))
     ranges, at = [], 0
     for low, high in [*done, (n, n)]:
         ranges += [(k, min(k + batch_size, low)) for k in range(at, low, batch_size)]

@@ -18,6 +18,7 @@ from farfield.cli.evaluate import Evaluate
 from farfield.cli.experiment import Experiment
 from farfield.cli.features import Features
 from farfield.cli.info import Info
+from farfield.cli.interpolate import Interpolate
 from farfield.cli.models import Models
 from farfield.cli.report import Report
 from farfield.cli.sample import Sample
@@ -41,7 +42,21 @@ def _subcommand(command: type[Any]) -> Any:
     return Annotated[command, tyro.conf.subcommand(command.__name__.lower(), description=about)]
 
 
-COMMANDS = (Report, Advise, Train, Ema, Sample, Evaluate, Analyze, Features, Experiment, Models, Data, Info)
+COMMANDS = (
+    Report,
+    Advise,
+    Train,
+    Ema,
+    Sample,
+    Interpolate,
+    Evaluate,
+    Analyze,
+    Features,
+    Experiment,
+    Models,
+    Data,
+    Info,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -4,6 +4,7 @@ from farfield.distributions.base import Distribution
 from farfield.distributions.empirical import Empirical
 from farfield.distributions.gaussian import Gaussian
 from farfield.distributions.gaussian_flow import GaussianFlow, GaussianPath
+from farfield.distributions.jittered import Jittered
 from farfield.distributions.mixture import GaussianMixture
 from farfield.distributions.mixture_em import refine
 from farfield.distributions.mixture_family import MixtureFamily, choose_components
@@ -19,6 +20,7 @@ __all__ = [
     "GaussianMixture",
     "GaussianPath",
     "GaussianSeries",
+    "Jittered",
     "MixtureFamily",
     "choose_components",
     "far_field_fuv",

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from farfield.distributions.base import Distribution, level
 from farfield.distributions.curvature import DISCARD, check_count, weighted_points
+from farfield.distributions.empirical_derivatives import log_density, posterior_mean
 from farfield.distributions.mixture_pruning import Pruned
 from farfield.distributions.posterior import Averages, Points, Request, Tilt
 from farfield.errors import ArgumentError
@@ -154,14 +155,17 @@ class Empirical(Distribution):
     # -- the law ------------------------------------------------------------------------------------------------------
 
     def forward(self, x: Tensor, sigma: float | Tensor, labels: Tensor | None = None, **condition: Any) -> Tensor:
-        """``Σ_i w_i y_i``, shape and type of ``x``; differentiable once in ``x``.
+        """``Σ_i w_i y_i``, shape and type of ``x``; differentiable once in ``x`` and, under diffusion, in ``sigma``.
 
         Args:
             x: (B, *event).
             sigma: a positive number, () or (B,).
             labels: (B,) or () classes to which the average is restricted.
+
+        Raises:
+            ArgumentError: in a derivative by ``sigma`` under another process than diffusion, where it is not known.
         """
-        return _Mean.apply(x, self, sigma, labels)
+        return posterior_mean(self, x, sigma, labels)
 
     def log_prob(
         self, x: Tensor, sigma: float | Tensor = 0.0, labels: Tensor | None = None, **condition: Any
@@ -171,7 +175,7 @@ class Empirical(Distribution):
         Raises:
             ArgumentError: at σ = 0, where point masses have no density.
         """
-        return _Density.apply(x, self, sigma, labels)
+        return log_density(self, x, sigma, labels)
 
     def jvp(
         self, x: Tensor, sigma: float | Tensor, v: Tensor, labels: Tensor | None = None, **condition: Any
@@ -307,73 +311,3 @@ class Empirical(Distribution):
         w = self.weights(x, sigma, labels)
         kept = w >= w.amax(1, keepdim=True) * (eps / self.count)
         return Pruned(kept, torch.where(kept, 0.0, w).sum(1))
-
-
-class _Mean(torch.autograd.Function):
-    """The posterior mean with the closed-form Jacobian as its derivative, in either mode."""
-
-    @staticmethod
-    def forward(x: Tensor, law: Empirical, sigma: float | Tensor, labels: Tensor | None) -> Tensor:
-        averages = law._average(x, sigma, labels)
-        return averages.vectors[0].to(x.dtype).view(x.shape)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, ctx.law, ctx.sigma, ctx.labels = inputs
-        ctx.save_for_backward(x)
-        ctx.save_for_forward(x)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> Any:
-        (x,) = ctx.saved_tensors
-        return ctx.law.vjp(x, ctx.sigma, gradients[0], ctx.labels)[1], None, None, None
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Tensor) -> Any:
-        (x,) = ctx.saved_tensors
-        return ctx.law.jvp(x, ctx.sigma, tangents[0], ctx.labels)[1]
-
-
-class _Density(torch.autograd.Function):
-    """The log-density with ``Σ w_i m_i (y_i − x)`` as its derivative."""
-
-    @staticmethod
-    def forward(x: Tensor, law: Empirical, sigma: float | Tensor, labels: Tensor | None) -> Tensor:
-        averages = law._average(x, sigma, labels, (), 0)
-        counts = law._count_of(None if labels is None else torch.as_tensor(labels).expand(x.shape[0]))
-        own = torch.as_tensor(counts, dtype=torch.float64, device=x.device).log()
-        return averages.log_sum - own + law.process.log_normalizer(law._levels(sigma, x), law.dim)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, ctx.law, ctx.sigma, ctx.labels = inputs
-        ctx.save_for_backward(x)
-        ctx.save_for_forward(x)
-
-    @staticmethod
-    def _gradient(law: Empirical, x: Tensor, sigma: float | Tensor, labels: Tensor | None) -> Tensor:
-        state = x.flatten(1).double()
-        if law.process.gaussian:
-            averages = law._average(x, sigma, labels)
-            slope = (averages.vectors[0].double() - state) * law._levels(sigma, x).unsqueeze(1) ** -2
-        else:
-            averages = law._average(x, sigma, labels, ("1", "m"), 2)
-            mean, steep = averages.vectors.double()
-            reference = law.points.reference(x.flatten(1), law._levels(sigma, x), law.process).unsqueeze(1)
-            slope = reference * (mean - state) + steep - averages.scalars[1].unsqueeze(1) * state
-        return slope.to(x.dtype).view(x.shape)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> Any:
-        (x,) = ctx.saved_tensors
-        slope = _Density._gradient(ctx.law, x, ctx.sigma, ctx.labels)
-        weight = gradients[0].to(x.dtype).reshape(-1, *(1,) * (x.ndim - 1))
-        return weight * slope, None, None, None
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Tensor) -> Any:
-        (x,) = ctx.saved_tensors
-        slope = _Density._gradient(ctx.law, x, ctx.sigma, ctx.labels)
-        return (slope.flatten(1).double() * tangents[0].flatten(1).double()).sum(1)

@@ -48,7 +48,7 @@ class Sizes:
     compared: int = 400
     queries: int = 384
     levels: int = 22
-    trajectories: int = 128
+    trajectories: int = 64
     solver_n: int = 40
     fine: int = 200
     nfes: tuple[int, ...] = NFES

@@ -13,15 +13,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from farfield.denoiser import Denoiser
-from farfield.distributions import Gaussian
+from farfield.distributions import Empirical, Gaussian
+from farfield.distributions.empirical_calculus import flow_derivative
 from farfield.errors import NonFiniteError
 from farfield.numerics import streams
+from farfield.processes.base import expand
 from farfield.sampling.guidance import Guidance
 from farfield.sampling.legs import Leg, Route
-from farfield.sampling.results import Samples, Step, Trajectory
+from farfield.sampling.recording import Recorder
+from farfield.sampling.results import Samples, Step
 from farfield.sampling.solvers import Solver
 from farfield.sampling.solvers.base import Evaluate
+from farfield.sampling.solvers.total_derivative import check_level_derivative, total_derivative
+from farfield.sampling.stop_rules import Stopping
 
 Callback = Callable[[Step], None]
 
@@ -55,41 +59,36 @@ class Draws:
 class Evaluations:
     """The denoiser with its conditions bound and its outputs corrected, and a count of its calls."""
 
-    def __init__(self, denoiser: Denoiser, condition: dict[str, Any], guidance: Sequence[Guidance] = ()) -> None:
+    def __init__(
+        self, denoiser: Callable[..., Tensor], condition: dict[str, Any], guidance: Sequence[Guidance] = ()
+    ) -> None:
         self.denoiser, self.condition, self.guidance = denoiser, condition, tuple(guidance)
         self.count = 0
 
-    def ask(self, x: Tensor, sigma: float, **replaced: Any) -> Tensor:
+    def ask(self, x: Tensor, sigma: float | Tensor, **replaced: Any) -> Tensor:
         """One call of the denoiser, under the run's conditions or others."""
         self.count += 1
-        return self.denoiser(x, sigma, **{**self.condition, **replaced})
+        level = sigma.flatten() if isinstance(sigma, Tensor) and sigma.ndim else sigma
+        return self.denoiser(x, level, **{**self.condition, **replaced})
 
-    def __call__(self, x: Tensor, sigma: float) -> Tensor:
-        """``D(x, σ)``, corrected by every guidance in turn."""
+    def __call__(self, x: Tensor, sigma: float | Tensor) -> Tensor:
+        """``D(x, σ)``, corrected by every guidance in turn; levels (B,) reach the guidance as (B, 1, …)."""
         d = self.ask(x, sigma)
         for part in self.guidance:
-            d = part.correct(x, sigma, d, self.ask)
+            level = expand(sigma, x) if isinstance(sigma, Tensor) and sigma.ndim else sigma
+            d = part.correct(x, level, d, self.ask)  # type: ignore[arg-type]
         return d
 
-
-@dataclass
-class _Record:
-    """What is kept of a run when its trajectory was asked for; ``rows`` are the ones that are somebody's samples."""
-
-    keep: bool
-    rows: slice
-    states: list[Tensor]
-    outputs: list[Tensor]
-    spent: list[int]
-
-    def state(self, x: Tensor, spent: int) -> None:
-        if self.keep:
-            self.states.append(x[self.rows])
-            self.spent.append(spent)
-
-    def output(self, d: Tensor) -> None:
-        if self.keep:
-            self.outputs.append(d[self.rows])
+    def derivative(self, x: Tensor, sigma: float, slope: Tensor) -> Tensor:
+        """``dD/dσ`` of the corrected output where the state moves along ``slope``; counted as one evaluation."""
+        if isinstance(self.denoiser, Empirical) and self.denoiser.process.gaussian and not self.guidance:
+            self.count += 1
+            return flow_derivative(self.denoiser, x, sigma, self.condition.get("labels"))[1]
+        check_level_derivative(self.denoiser)
+        inner = Evaluations(self.denoiser, self.condition, self.guidance)
+        rate = total_derivative(inner, x, sigma, slope)
+        self.count += inner.count
+        return rate
 
 
 def solve(
@@ -103,7 +102,8 @@ def solve(
     draws: Draws | None = None,
     past: Past | None = None,
     first: int = 0,
-    keep: bool = False,
+    recorder: Recorder | None = None,
+    stopping: Stopping | None = None,
     callback: Callback | None = None,
     rows: int | None = None,
 ) -> Samples:
@@ -119,7 +119,8 @@ def solve(
         draws: the noise; needed where the route has any.
         past: states and outputs of ``route.seeds``.
         first: number of the batch's first sample, for the callback.
-        keep: return the trajectory.
+        recorder: takes in states and outputs; the caller asks it for what it kept.
+        stopping: a rule that ends samples on the way, with its memory of this batch's ``rows``.
         callback: called after the first evaluation of each step.
         rows: how many rows are somebody's samples; the rest only fills the batch.
 
@@ -127,42 +128,54 @@ def solve(
         NonFiniteError: if a sample is not finite.
     """
     shown = slice(rows)
-    record = _Record(keep, shown, [], [], [])
     level = route.first
+    previous: Tensor | None = None
+
+    def seen(k: int, start: float, end: float, x: Tensor, d: Tensor, before: int) -> bool:
+        """Show a step to recorder, callback and rule; whether the run ends here because all samples have stopped."""
+        nonlocal previous
+        x, d = x[shown], d[shown]
+        if recorder is not None:
+            states = (x, d) if stopping is None else (stopping.kept(x), stopping.kept(d))
+            recorder.step(k, start, *states, before)
+        if callback is None and stopping is None:
+            return False
+        step = Step(k, start, end, x, d, evaluate.count, first, previous)
+        previous = d
+        if callback is not None:
+            callback(step)
+        return stopping is not None and stopping.take(step)
+
+    over = False
     for k, (leg, plan, memory) in enumerate(_steps(rule, route, x, covariance, past)):
         if leg.start > level:
             assert draws is not None
             x = draws.lift(x, level, leg.start, k)
             memory.moved(x)
-        record.state(x, evaluate.count)
+        before = evaluate.count
         d = evaluate(x, leg.start)
-        record.output(d)
-        if callback is not None:
-            callback(Step(k, leg.start, leg.level, x[shown], d[shown], evaluate.count, first))
+        over = seen(k, leg.start, leg.level, x, d, before)
+        if over:
+            break
         x, memory.value = rule.step(evaluate, x, d, memory.value, plan)
         level = leg.end
-    count, levels = len(route.legs), (*(leg.start for leg in route.legs), route.last)
-    if route.last > level:
+    count, last = len(route.legs), 0.0 if jump or over else route.last
+    if route.last > level and not over:
         assert draws is not None
         x = draws.lift(x, level, route.last, count)
     if jump:
-        record.state(x, evaluate.count)
+        before = evaluate.count
         state, x = x, evaluate(x, route.last)
-        record.output(x)
-        if callback is not None:
-            callback(Step(count, route.last, 0.0, state[shown], x[shown], evaluate.count, first))
-        levels = (*levels, 0.0)
-    record.state(x, evaluate.count)
-    x = x[shown]
+        seen(count, route.last, 0.0, state, x, before)
+    x = x[shown] if stopping is None else stopping.kept(x[shown])
+    if recorder is not None:
+        recorder.end(last, x, evaluate.count)
     if not bool(torch.isfinite(x).all()):
         raise NonFiniteError(
             f"{int((~torch.isfinite(x.flatten(1))).any(1).sum())} of {len(x)} samples are not finite; "
-            f"the model's output was NaN or infinite between sigma = {levels[0]:g} and {levels[-1]:g}"
+            f"the model's output was NaN or infinite between sigma = {route.first:g} and {last:g}"
         )
-    curves = None
-    if keep:
-        curves = Trajectory(levels, torch.stack(record.states), torch.stack(record.outputs), tuple(record.spent))
-    return Samples(x, evaluate.count, curves)
+    return Samples(x, evaluate.count, stops=None if stopping is None else stopping.stops(evaluate.count))
 
 
 class _Memory:

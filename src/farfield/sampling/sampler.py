@@ -6,7 +6,6 @@ stream, addressed by seed, sample number and step, so batch size, processes and 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -20,17 +19,21 @@ from farfield.distributions import Gaussian
 from farfield.errors import ArgumentError
 from farfield.numerics import streams
 from farfield.sampling import sampler_json
-from farfield.sampling.finishes import Finish, ToZero
+from farfield.sampling.batches import cut_rows, device_of, side_by_side
+from farfield.sampling.checks import check_floating, check_model, check_parts
+from farfield.sampling.finishes import Finish, Jump, ToZero
 from farfield.sampling.grids import Grid, as_grid, karras
 from farfield.sampling.guidance import Guidance, as_guidance
 from farfield.sampling.legs import Route
 from farfield.sampling.noise import Noise
-from farfield.sampling.results import Samples, Trajectory
+from farfield.sampling.recording import KeepEnds, Recorder, Recording, as_recording
+from farfield.sampling.results import Samples
 from farfield.sampling.run import Callback, Draws, Evaluations, Past, solve
 from farfield.sampling.small_batches import filled
 from farfield.sampling.solvers import Solver, make_solver
 from farfield.sampling.solvers.base import on_device
 from farfield.sampling.starts import GaussianStart, Given, Prior, Start
+from farfield.sampling.stop_rules import Budget, Stopping
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ class Sampler:
         sigmas: a noise grid, or any decreasing sequence of levels (a closing 0 is implied).
         start: ``Prior()``, ``LateStart(gaussian, sigma)``, ``Teleport(gaussian, sigma)``, a start by class or by another
             law, or ``Given(x)``.
-        finish: ``ToZero()``, ``AtLastLevel()`` or ``Jump(at)``.
+        finish: ``ToZero()``, ``AtLastLevel()`` or ``Jump(at)``, to a level or by a stop rule.
         covariance: the Gaussian whose flow the whitened solver integrates exactly.
         noise: ``Churn(s_churn)`` or ``Ancestral(eta)``; None for a deterministic run.
         guidance: guidances or functions ``f(x, sigma, D) -> D``, applied in this order; ``ClassifierFree(scale)``.
@@ -74,21 +77,7 @@ class Sampler:
         ):
             if not isinstance(part, kind) and not (name == "noise" and part is None):
                 raise ArgumentError(f"{name} is a {type(part).__name__}; expected a {kind.__name__}")
-        if self.covariance is not None and not self.rule.uses_covariance:
-            raise ArgumentError(
-                f"covariance is given, but solver {self.rule.name!r} makes no use of one; did you mean 'whitened'?"
-            )
-        if self.noise is not None and not self.rule.takes_noise:
-            raise ArgumentError(
-                f"noise = {self.noise!r}: solver {self.rule.name!r} would be wrong with noise between its steps; "
-                "choose another solver or no noise"
-            )
-        if self.noise is not None and self.start.seeds_history:
-            raise ArgumentError(
-                "seed_history has no meaning with noise, which leaves the Gaussian's path; drop one of them"
-            )
-        if not self.levels:
-            raise ArgumentError("the grid leaves no level to visit")
+        check_parts(self)
 
     @property
     def rule(self) -> Solver:
@@ -105,7 +94,7 @@ class Sampler:
     @property
     def levels(self) -> tuple[float, ...]:
         """The levels that a run visits, after start and finish have had their say."""
-        return self.finish.levels(self.start.grid(self.grid))
+        return self.finish.levels(self.start.grid(self.grid), self._cost)
 
     @property
     def parts(self) -> tuple[Guidance, ...]:
@@ -115,7 +104,10 @@ class Sampler:
     @property
     def route(self) -> Route:
         """The steps of a run, with the noise between them."""
-        levels = self.levels
+        return self._route(self.levels)
+
+    def _route(self, levels: tuple[float, ...]) -> Route:
+        levels = tuple(self.rule.stops(levels))
         if self.noise is not None:
             return Route.of(levels, self.noise.steps(levels, len(self.grid.levels)))
         return Route.of(levels, pairwise(levels), self._seeds(levels))
@@ -128,18 +120,38 @@ class Sampler:
         return [levels[0] * ratio**k for k in range(self.rule.history, 0, -1)]
 
     def visits(self) -> list[float]:
-        """The level of each evaluation that the solver asks for, in order, the one of a jump included."""
-        route = self.route
+        """The level of each evaluation that the solver asks for, in order, the one of a jump included.
+
+        Of a solver that chooses its own steps, the levels between which it does.
+        """
+        return self._visits(self.route, self.finish.denoise)
+
+    def _visits(self, route: Route, jump: bool) -> list[float]:
         found = [self.rule.visits(legs) for legs in route.passes()]
         if route.seeds:
             found[0] = found[0][len(route.seeds) :]
         levels = [level for part in found for leg in part for level in leg]
-        return [*levels, route.last] if self.finish.denoise else levels
+        return [*levels, route.last] if jump else levels
+
+    def _evaluations(self, visits: Sequence[float]) -> int:
+        if self.rule.adaptive:
+            raise ArgumentError(
+                f"solver {self.rule.name!r} chooses its own steps: its evaluations are known after a run, in Samples.nfe"
+            )
+        return sum(1 + sum(part.evaluations(level) for part in self.parts) for level in visits)
+
+    def _cost(self, levels: tuple[float, ...]) -> int:
+        """Evaluations of a run through these levels that jumps at the last."""
+        return self._evaluations(self._visits(self._route(levels), True))
 
     @property
     def nfe(self) -> int:
-        """Denoiser evaluations for each sample, known before the run; those of guidance are among them."""
-        return sum(1 + sum(part.evaluations(level) for part in self.parts) for level in self.visits())
+        """Denoiser evaluations for each sample, known before the run; those of guidance are among them.
+
+        A solver that chooses its own steps raises an ArgumentError: ``Samples.nfe`` has them after a run.
+        Under a stop rule that looks at samples, the most that one can take: those of a sample that never stops.
+        """
+        return self._evaluations(self.visits())
 
     # -- running ------------------------------------------------------------------------------------------------------
 
@@ -151,7 +163,7 @@ class Sampler:
         *,
         first: int = 0,
         batch_size: int | None = None,
-        trajectory: bool = False,
+        trajectory: bool | str | Recording = False,
         callback: Callback | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype = torch.float32,
@@ -165,7 +177,8 @@ class Sampler:
             seed: names the noise; the same seed gives the same samples.
             first: number of the first sample, to continue a set.
             batch_size: samples evaluated at once; all by default. It does not change the samples.
-            trajectory: keep the states and denoiser outputs of every step.
+            trajectory: keep the states and denoiser outputs of every step, or what a recording says (``KeepEvery(k)``,
+                ``KeepEnds()``, ``KeepStatistics()``, or their names).
             callback: called with a :class:`Step` after the first evaluation of each step.
             device: where to run; by default where the denoiser's parameters are.
             dtype: type of the states.
@@ -183,24 +196,26 @@ class Sampler:
             raise ArgumentError(f"n = {n}, first = {first}; expected n >= 1 and first >= 0")
         if batch_size is not None and batch_size < 1:
             raise ArgumentError(f"batch_size = {batch_size}; expected at least 1")
+        if not dtype.is_floating_point:
+            raise ArgumentError(f"dtype = {dtype}; expected a floating-point type such as torch.float32")
         if isinstance(self.start, Given) and len(self.start.x) < n:
             raise ArgumentError(f"n = {n}, but Given(x) holds {len(self.start.x)} states")
-        self._check(denoiser, condition)
-        device = device if device is not None else _device_of(denoiser)
-        parts = []
+        check_model(self, denoiser, condition)
+        device = device if device is not None else device_of(denoiser)
+        kept, parts = as_recording(trajectory), []
         for low in range(0, n, batch_size or n):
             high = min(low + (batch_size or n), n)
             rows = high - low
             place = filled(torch.arange(rows, device=device), denoiser.dim)
-            bound = {k: _rows(v, low, high, n, place) for k, v in condition.items()}
+            bound = {k: cut_rows(v, low, high, n, place) for k, v in condition.items()}
             ids = place + (first + low)
             if isinstance(self.start, Given):
                 x = self.start.x[low:high].to(device=device, dtype=dtype)[place]
             else:
                 z = streams.normal(seed, ids, denoiser.event_shape, purpose="start", dtype=dtype)
                 x = self.start.state(z, self.grid.levels[0], denoiser.process, bound, self.parts)
-            parts.append(self._solve(denoiser, x, bound, seed, ids, first + low, trajectory, callback, rows))
-        return _join(parts)
+            parts.append(self._solve(denoiser, x, bound, seed, ids, first + low, kept, callback, rows, drawn=True))
+        return side_by_side(parts)
 
     def run(
         self,
@@ -209,7 +224,7 @@ class Sampler:
         *,
         seed: int = 0,
         first: int = 0,
-        trajectory: bool = False,
+        trajectory: bool | str | Recording = False,
         callback: Callback | None = None,
         **condition: Any,
     ) -> Samples:
@@ -227,35 +242,11 @@ class Sampler:
             raise ArgumentError(
                 f"states have shape {tuple(x.shape)}; this model takes (B, {str(denoiser.event_shape)[1:]}"
             )
-        self._check(denoiser, condition)
+        check_floating("x", x)
+        check_model(self, denoiser, condition)
         ids = torch.arange(first, first + len(x), device=x.device)
-        return self._solve(denoiser, x, condition, seed, ids, first, trajectory, callback, len(x))
-
-    def _check(self, denoiser: Denoiser, condition: dict[str, Any]) -> None:
-        """Refuse a model that this sampler cannot sample, and conditions under which it cannot."""
-        laws = [("covariance", self.covariance), *((f"start {self.start.name!r}", law) for law in self.start.laws)]
-        for name, law in laws:
-            if law is not None and law.event_shape != denoiser.event_shape:
-                raise ArgumentError(
-                    f"{name} is a {type(law).__name__} of shape {law.event_shape}; "
-                    f"the model's samples have {denoiser.event_shape}"
-                )
-        if self.noise is not None and not denoiser.process.gaussian:
-            raise ArgumentError(f"noise = {self.noise!r} is Gaussian, which does not belong to {denoiser.process!r}")
-        for part in self.parts:
-            part.check(condition)
-        for s in self.visits():
-            if not denoiser.sigma_min * (1 - 1e-6) <= s <= denoiser.sigma_max * (1 + 1e-6):
-                which, advice = "of the grid", ""
-                if self.noise is not None and s > self.grid.levels[0]:
-                    which = "to which the noise lifts"
-                elif self.noise is not None and not any(math.isclose(s, level) for level in self.levels):
-                    which = f"to which {self.rule.name!r} goes down before the noise lifts it"
-                    advice = "; 'euler', 'dpmpp_2m' and 'whitened' do not evaluate there"
-                raise ArgumentError(
-                    f"noise level {s:g} {which} lies outside the "
-                    f"model's range [{denoiser.sigma_min:g}, {denoiser.sigma_max:g}]{advice}"
-                )
+        kept = as_recording(trajectory)
+        return self._solve(denoiser, x, condition, seed, ids, first, kept, callback, len(x), drawn=False)
 
     @torch.no_grad()
     def _solve(
@@ -266,9 +257,11 @@ class Sampler:
         seed: int,
         ids: Tensor,
         first: int,
-        keep: bool,
+        kept: Recording | None,
         callback: Callback | None,
         rows: int,
+        *,
+        drawn: bool,
     ) -> Samples:
         route = self.route
         past: Past | None = None
@@ -276,20 +269,39 @@ class Sampler:
             assert isinstance(self.start, GaussianStart)
             levels = [leg.start for leg in route.seeds]
             past = (self.start.past(x, route.first, levels), on_device(self.start.gaussian, x.device))
-        return solve(
-            Evaluations(denoiser, condition, self.parts),
-            self.rule,
-            route,
-            x,
-            jump=self.finish.denoise,
-            covariance=self.covariance,
-            draws=None if self.noise is None else self._draws(seed, ids),
-            past=past,
-            first=first,
-            keep=keep,
-            callback=callback,
-            rows=rows,
-        )
+
+        def solved(recorder: Recorder | None, shown: Callback | None) -> Samples:
+            rule = self.finish.rule
+            return solve(
+                Evaluations(denoiser, condition, self.parts),
+                self.rule,
+                route,
+                x,
+                jump=self.finish.denoise,
+                covariance=self.covariance,
+                draws=None if self.noise is None else self._draws(seed, ids),
+                past=past,
+                first=first,
+                recorder=recorder,
+                stopping=None if rule is None else Stopping(rule, x[:rows]),
+                callback=shown,
+                rows=rows,
+            )
+
+        if kept is None:
+            return solved(None, callback)
+        ends = None
+        if kept.needs_ends:  # the same run once before: its noise is addressed
+            before = KeepEnds().recorder()
+            solved(before, None)
+            assert before.trajectory is not None
+            final, outputs = before.trajectory.states[-1], before.trajectory.denoised
+            ends = (final, outputs[-1] if len(outputs) else final)
+        recorder = kept.recorder(ends)
+        out, path = solved(recorder, callback), recorder.trajectory
+        if path is not None:
+            path = replace(path, seed=seed, first=first, drawn=drawn)
+        return replace(out, trajectory=path, statistics=recorder.statistics)
 
     def _draws(self, seed: int, ids: Tensor) -> Draws:
         """The noise of the samples ``ids``, for a sampler that adds some."""
@@ -302,7 +314,7 @@ class Sampler:
         """The sampler as JSON text, its laws included, so that it can be used without the data.
 
         Raises:
-            ArgumentError: if it starts from ``Given(x)`` or is guided by a function.
+            ArgumentError: if it starts from ``Given(x)``, or is guided or stopped by a function.
         """
         return sampler_json.dump(self, indent)
 
@@ -324,6 +336,8 @@ class Sampler:
         """
         if not hasattr(self.grid, "n"):
             raise ArgumentError("an explicit grid cannot be planned to a budget; use karras, log_snr, vp_time or ddpm")
+        if isinstance(self.finish, Jump) and isinstance(self.finish.at, Budget):
+            raise ArgumentError("a jump at a budget has its own evaluations; with_nfe has nothing to plan")
         best = None
         # A start or finish may drop levels, so n can be far above the evaluations; the latter never fall as n grows.
         for n in range(1, 1024 + nfe):
@@ -341,34 +355,3 @@ class Sampler:
                 f"no plan of {self.rule.name!r} with this start and finish costs at most {nfe} evaluations"
             )
         return best
-
-
-def _device_of(denoiser: Denoiser) -> torch.device:
-    for tensor in (*denoiser.parameters(), *denoiser.buffers()):
-        return tensor.device
-    return torch.device("cpu")
-
-
-def _cut(value: Any, n: int) -> bool:
-    """Whether a condition has a row for each of n samples."""
-    return isinstance(value, Tensor) and value.ndim > 0 and len(value) == n
-
-
-def _rows(value: Any, low: int, high: int, n: int, place: Tensor) -> Any:
-    """The rows of a condition that belong to a batch, filled up as the batch is."""
-    return value[low:high][place.to(value.device)] if _cut(value, n) else value
-
-
-def _join(parts: list[Samples]) -> Samples:
-    if len(parts) == 1:
-        return parts[0]
-    curves = [p.trajectory for p in parts if p.trajectory is not None]
-    joined = None
-    if curves:
-        joined = Trajectory(
-            curves[0].sigmas,
-            torch.cat([c.states for c in curves], dim=1),
-            torch.cat([c.denoised for c in curves], dim=1),
-            curves[0].nfe,
-        )
-    return Samples(torch.cat([p.x for p in parts]), parts[0].nfe, joined)

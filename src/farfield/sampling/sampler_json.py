@@ -26,7 +26,7 @@ def dump(sampler: Sampler, indent: int | None) -> str:
     """The text; a Gaussian that several parts share is written once.
 
     Raises:
-        ArgumentError: if a part cannot be written: states given as a start, or a function as guidance.
+        ArgumentError: if a part cannot be written: states given as a start, or a function as guidance or stop rule.
     """
     gaussians: list[Gaussian] = []
 
@@ -51,7 +51,7 @@ def dump(sampler: Sampler, indent: int | None) -> str:
         spec["noise"] = sampler.noise.to_dict()
     if sampler.guidance:
         spec["guidance"] = [part.to_dict() for part in sampler.parts]
-    spec["nfe"] = sampler.nfe
+    spec["nfe"] = None if sampler.rule.adaptive else sampler.nfe  # what it needs is known only afterwards
     spec["gaussians"] = [g.to_dict() for g in gaussians]
     return json.dumps(spec, indent=indent)
 

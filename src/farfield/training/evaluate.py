@@ -78,7 +78,7 @@ def evaluate_model(
     device = next((p.device for p in model.parameters()), train.images.device)
     sets = draw_sets(model, train, plan, n, seeds, batch_size) if drawn is None else drawn
     about = {
-        "sampler": {**{k: v for k, v in json.loads(plan.to_json()).items() if k != "gaussians"}, "nfe": plan.nfe},
+        "sampler": {k: v for k, v in json.loads(plan.to_json()).items() if k != "gaussians"},
         "data": {"name": train.name, "count": len(train), "digest": train.digest},
     }
     maps = evaluation_features(train, device) if features is None else features

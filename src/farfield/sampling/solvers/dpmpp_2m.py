@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from farfield.sampling.legs import Leg
-from farfield.sampling.solvers.base import Evaluate, Solver, blend
+from farfield.sampling.solvers.base import Evaluate, Row, Solver, blend
+from farfield.sampling.solvers.finite_difference import Form, Master, check_form, master, master_step
 
 if TYPE_CHECKING:
     from farfield.distributions import Gaussian
@@ -25,12 +26,27 @@ class DPMpp2M(Solver):
     of the step, ``D̃ = D + (h/2h₋)(D − D₋)``, and held fixed: ``x' = (σ'/σ) x + (1 − σ'/σ) D̃``. The first step is Euler's,
     and so is the last one, down to 0, where h is infinite. With noise between the steps h and h₋ are still those of the
     noise level, and σ' in the step is where the solver has to arrive: for ``Ancestral(1)`` that is SDE-DPM-Solver++(2M)
-    of the same authors (their appendix A, at the midpoint).
+    of the same authors (their appendix A, at the midpoint). ``form="finite_difference"`` gets the weight of ``D − D₋`` from
+    the row of the table.
+
+    Raises:
+        ArgumentError: for another form.
     """
 
+    form: Form = "native"
     name: ClassVar[str] = "dpmpp_2m"
     order: ClassVar[int] = 2
     takes_noise: ClassVar[bool] = True
+    row: ClassVar[Row] = Row(
+        derivative="γ (r₁ − r₂)/(σ − σ₋)",
+        gamma="(σ − σ₋)/(σ' − σ) · log(σ/σ')/log(σ₋/σ)",
+        identity="yes",
+        startup="Euler",
+        source="Lu et al. 2022 (DPM-Solver++), Alg. 2",
+    )
+
+    def __post_init__(self) -> None:
+        check_form(self.form)
 
     @property
     def history(self) -> int:
@@ -38,22 +54,30 @@ class DPMpp2M(Solver):
         return 1
 
     def plan(self, legs: Sequence[Leg], like: Tensor, covariance: Gaussian | None = None) -> list[tuple[float, float]]:
-        """``(σ'/σ, h/2h₋)`` of each step."""
+        """``(σ'/σ, h/2h₋)`` of each step; in the other form the second is the weight of ``D − D₋``."""
         plans = []
-        for k, leg in enumerate(legs):
-            extrapolation = 0.0
-            if k and leg.end:
-                before = math.log(legs[k - 1].start / leg.start)
-                extrapolation = math.log(leg.start / leg.level) / (2 * before)
-            plans.append((leg.end / leg.start, extrapolation))
+        for k, (start, end, level) in enumerate(legs):
+            weight = 0.0
+            if k and end:
+                previous = legs[k - 1].start
+                steps = math.log(start / level) / math.log(previous / start)
+                if self.form == "native":
+                    weight = steps / 2
+                else:
+                    gap = start - previous
+                    weight = master(start, end, gamma=gap / (end - start) * steps, interval=gap).weight
+            plans.append((end / start, weight))
         return plans
 
     def step(
         self, evaluate: Evaluate, x: Tensor, d: Tensor, memory: Tensor | None, plan: tuple[float, float]
     ) -> tuple[Tensor, Tensor]:
         """Extrapolate the denoiser to mid-step, then step with it held fixed."""
-        ratio, extrapolation = plan
+        ratio, weight = plan
         if not ratio:
             return d, d
-        middle = d if memory is None else torch.lerp(d, memory, -extrapolation)
-        return blend(middle, x, ratio), d
+        if memory is None or not weight:
+            return blend(d, x, ratio), d
+        if self.form == "native":
+            return blend(torch.lerp(d, memory, -weight), x, ratio), d
+        return master_step(x, d, d - memory, Master(ratio, weight)), d

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import Tensor
 
 from farfield.sampling.legs import Leg
-from farfield.sampling.solvers.base import Evaluate, Solver, blend
+from farfield.sampling.solvers.base import Evaluate, Row, Solver, blend
 
 if TYPE_CHECKING:
     from farfield.distributions import Gaussian
@@ -25,6 +25,9 @@ class Euler(Solver):
     name: ClassVar[str] = "euler"
     order: ClassVar[int] = 1
     takes_noise: ClassVar[bool] = True
+    row: ClassVar[Row] = Row(
+        derivative="0", identity="yes", final="the same", source="Song, Meng & Ermon 2021; Karras et al. 2022"
+    )
 
     def plan(self, legs: Sequence[Leg], like: Tensor, covariance: Gaussian | None = None) -> list[float]:
         """``σ'/σ`` of each step."""

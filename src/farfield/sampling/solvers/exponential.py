@@ -8,6 +8,9 @@ R is measured in a unit ν(σ), and R/ν is replaced by the polynomial in ``u(σ
 value j is the integral with ``ℓ_j(u) ν/ν_j`` in place of R, ℓ_j the Lagrange basis polynomial. The unit is either 1, or
 the standard deviation of the Gaussian posterior up to a constant, ``ν = σ/sqrt(σ² + λ)``: R is the part of a posterior mean
 that the Gaussian does not explain, and it shrinks as that posterior does. For λ = 0 both are the same.
+
+With measured gains (:class:`~farfield.sampling.solvers.gains.GainTable`) the linear part is ``λ/(λ + σ²) + δ(σ)`` and R what
+is left of it: g gets the factor ``exp(Δ(a) − Δ(b))`` and the integrand ``exp(Δ(s) − Δ(b))``, Δ the integral of δ.
 """
 
 from __future__ import annotations
@@ -19,6 +22,8 @@ from functools import lru_cache
 import numpy as np
 import torch
 from torch import Tensor
+
+from farfield.sampling.solvers.gains import GainTable
 
 NODES = 24
 
@@ -64,6 +69,7 @@ def step_weights(
     exponent: float,
     posterior_unit: bool,
     level: float | None = None,
+    gains: GainTable | None = None,
 ) -> tuple[Tensor, list[Tensor]]:
     """Gain and residual weights of one step, for every mode.
 
@@ -81,6 +87,8 @@ def step_weights(
     """
     lam = variances.double()
     if b == 0:
+        if gains is not None and math.log(a) > gains.lowest:
+            return _measured_to_zero(lam, a, gains)
         # Near zero noise the residual of a mode of variance λ goes as σ²/(σ² + λ) (a cluster whose mean is not the data's);
         # with that factor the integral converges and the step is exact for such a cluster, and for λ = 0 it returns R = D.
         gain = (lam / (a * a + lam)).sqrt()
@@ -94,9 +102,22 @@ def step_weights(
     # sqrt(b² + λ)/sqrt(s² + λ) as one ratio: neither factor may overflow or vanish on its own.
     s2 = torch.from_numpy(np.exp(2 * log_s))
     factor = ((b * b + lam)[:, None] / (s2[None, :] + lam[:, None])).sqrt()
+    if gains is not None:
+        below = gains.integral(math.log(b))
+        gain = gain * (gains.integral(math.log(a)) - below).exp()
+        factor = factor * (gains.integral(log_s) - below).exp().T
     if not posterior_unit:
         return gain, list((factor @ torch.from_numpy(basis).T).unbind(1))
     at = torch.tensor(known, dtype=torch.float64).square()
     r2 = s2 if seen is log_s else torch.from_numpy(np.exp(2 * seen))
     weights = (factor * (r2 / (r2 + lam[:, None])).sqrt()) @ torch.from_numpy(basis).T
     return gain, list((weights * ((at + lam[:, None]) / at).sqrt()).unbind(1))
+
+
+def _measured_to_zero(lam: Tensor, a: float, gains: GainTable) -> tuple[Tensor, list[Tensor]]:
+    """The step to zero noise with measured gains and the same law of R, which makes the integrand ``−d sqrt(λ/(s² + λ))``."""
+    log_s = np.linspace(gains.lowest, math.log(a), 16 * NODES)
+    shrink = (lam / (torch.from_numpy(np.exp(2 * log_s))[:, None] + lam)).sqrt()
+    extra = gains.integral(log_s).exp()
+    weight = 1 - shrink[0] + ((shrink[:-1] - shrink[1:]) * (extra[1:] + extra[:-1]) / 2).sum(0)
+    return shrink[-1] * extra[-1], [(a * a + lam) / (a * a) * weight]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
@@ -15,15 +15,16 @@ from torch import Tensor
 from farfield.errors import ArgumentError
 from farfield.processes import DDPM
 from farfield.sampling.legs import Leg
-from farfield.sampling.solvers.base import Evaluate, Solver
+from farfield.sampling.solvers.adams import EQUAL_STEPS
+from farfield.sampling.solvers.base import Description, Evaluate, Row, Solver
 
 if TYPE_CHECKING:
     from farfield.distributions import Gaussian
 
 Past = tuple[Tensor, ...]
 
-#: Adams-Bashforth of order four: weights of the present noise prediction and of the three before it.
-_WEIGHTS = (55 / 24, -59 / 24, 37 / 24, -9 / 24)
+#: Weights of the present noise prediction and of the three before it.
+_WEIGHTS = EQUAL_STEPS[4]
 
 
 class Stage(NamedTuple):
@@ -76,6 +77,11 @@ class PNDM(Solver):
     final: Literal["ddim", "clamp"] = "ddim"
     name: ClassVar[str] = "pndm"
     order: ClassVar[int] = 2
+    row: ClassVar[Row] = Row(
+        startup="three pseudo Runge-Kutta steps",
+        cost="1, and 4 in each of the first three steps",
+        source="Liu et al. 2022, Alg. 2",
+    )
 
     def __post_init__(self) -> None:
         if self.final not in ("ddim", "clamp"):
@@ -86,6 +92,11 @@ class PNDM(Solver):
     def history(self) -> int:
         """Three."""
         return 3
+
+    def describe(self) -> Description:
+        """With the step to zero noise: the multistep rule's, or one of the two of a Runge-Kutta step."""
+        final = "DDIM's" if self.final == "ddim" else "the Runge-Kutta step with index 0 for zero noise"
+        return replace(super().describe(), final=f"the mean of four slopes; {final} in a run of three steps or fewer")
 
     def index(self, sigma: float) -> float:
         """The index of a level, −1 for 0: −log ᾱ is linear between two indices, and beyond the last one."""
@@ -126,23 +137,23 @@ class PNDM(Solver):
     def step(self, evaluate: Evaluate, x: Tensor, d: Tensor, memory: Past | None, plan: Plan) -> tuple[Tensor, Past]:
         """The mean noise prediction of the step, carried by DDIM's map."""
         start, end, middle, stages = plan
-        noise = (x - d) / start
+        noise = (x - d).div_(start)
         past = (noise, *(memory or ()))[:3]
         if stages:
             half, other, last = stages
             second = _noise(evaluate, torch.add(x, noise, alpha=middle - start), half)
             third = _noise(evaluate, torch.add(x, second, alpha=middle - start), other)
             fourth = _noise(evaluate, torch.add(x, third, alpha=end - start), last)
-            mean = (noise + 2 * second + 2 * third + fourth) / 6
+            mean = torch.add(noise, second, alpha=2).add_(third, alpha=2).add_(fourth).div_(6)
         elif memory is not None and len(memory) == 3:
-            mean = _WEIGHTS[0] * noise
+            mean = torch.mul(noise, _WEIGHTS[0])
             for weight, old in zip(_WEIGHTS[1:], memory, strict=True):
-                mean = torch.add(mean, old, alpha=weight)
+                mean.add_(old, alpha=weight)
         else:
             return (d if not end else torch.add(x, noise, alpha=end - start)), past
-        return torch.add(x, mean, alpha=end - start), past
+        return mean.mul_(end - start).add_(x), past
 
 
 def _noise(evaluate: Evaluate, x: Tensor, stage: Stage) -> Tensor:
     state = x if stage.scale == 1 else x * stage.scale
-    return (state - evaluate(state, stage.sigma)) / stage.sigma
+    return torch.sub(state, evaluate(state, stage.sigma)).div_(stage.sigma)
