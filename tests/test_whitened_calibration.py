@@ -3,6 +3,7 @@
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,6 +14,7 @@ from farfield.numerics.spectrum import Spectrum
 from farfield.sampling import AtLastLevel, Sampler, karras, log_snr
 from farfield.sampling.calibration import calibrate
 from farfield.sampling.solvers import Whitened, make_solver
+from farfield.sampling.solvers.exponential import level_number
 from farfield.sampling.solvers.gains import GainTable
 from tests.laws import smooth_mixture
 
@@ -183,7 +185,7 @@ def test_the_longer_corrector_goes_through_one_residual_more():
     slope = (7.0 - 3 + 2 * 4 * math.log(4)) / 4
     end = 0.5 * (3 + slope) + 0.5 * (3 + 2)
     for corrector, exact in (("longer", True), ("always", False)):
-        rule = Whitened(1, 1, corrector=corrector)
+        rule = Whitened(1, 1, corrector=corrector, short=0)
         run = Sampler(rule, [4.0, 2.5, 1.0, 0.5], finish=AtLastLevel()).run(line, x)
         assert run.nfe == 3
         assert (float(run.x) == pytest.approx(end, abs=1e-12)) is exact
@@ -246,3 +248,22 @@ def test_plans_are_made_once_and_again_when_the_law_changes():
         Gaussian(torch.ones(3, dtype=torch.float64), torch.eye(3, dtype=torch.float64) * 2).state_dict()
     )
     torch.testing.assert_close(sampler.run(law, x).x, law.flow(x, 80.0, 0.0))
+
+
+def test_short_passes_interpolate_in_the_number_of_the_level():
+    """On levels uniform in log σ that is log σ itself; on a grid that jumps it is not used, and one level more ends it."""
+    x = torch.tensor([[40.0, -30.0]], dtype=torch.float64)
+    law, uniform = smooth_mixture(), log_snr(9)
+
+    def run(grid, **options):
+        return Sampler(Whitened(**options), grid).run(law, x).x
+
+    in_log = run(uniform, order=2, exponent=0.0, short=0)
+    torch.testing.assert_close(run(uniform, short=9), in_log, rtol=1e-10, atol=1e-10)
+    assert torch.equal(run(uniform, short=8), run(uniform, short=0))
+    curved = karras(9)
+    assert float((run(curved, short=9) - run(curved, order=2, short=0)).abs().max()) > 1e-6
+    jumping = [80.0, 79.0, 20.0, 5.0, 1.0, 0.1]
+    assert torch.equal(run(jumping, short=9), run(jumping, order=2, short=0))
+    assert level_number([1.0, 2.0, 4.0])(np.log([1.0, 2.0, 4.0])).tolist() == [0, 1, 2]
+    assert level_number([4.0, 2.0]) is None

@@ -49,7 +49,7 @@ class Sizes:
     queries: int = 384
     levels: int = 22
     trajectories: int = 64
-    solver_n: int = 40
+    solver_n: int = 32
     fine: int = 200
     nfes: tuple[int, ...] = NFES
 

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from farfield.sampling.legs import Leg
-from farfield.sampling.solvers.base import Evaluate, Row, Solver, blend
-from farfield.sampling.solvers.finite_difference import Form, Master, check_form, master, master_step
-from farfield.sampling.solvers.midpoint import between, check_midpoint, visits
-
-if TYPE_CHECKING:
-    from farfield.distributions import Gaussian
+from farfield.sampling.solvers.base import Evaluate, Row, blend
+from farfield.sampling.solvers.finite_difference import Master, master, master_step
+from farfield.sampling.solvers.midpoint import MidpointRule, between
 
 
 class Plan(NamedTuple):
@@ -36,7 +31,7 @@ class Plan(NamedTuple):
 
 
 @dataclass(frozen=True)
-class DPM2(Solver):
+class DPM2(MidpointRule):
     """DPM-Solver-2 with a general midpoint c (Lu et al. 2022, DPM-Solver, Alg. 4). Two evaluations, order 2.
 
     With ``ε = (x − D)/σ``, ``h = σ' − σ``, the stage ``σ_s = σ'^c σ^{1−c}`` and ``x_s = x + (σ_s − σ) ε``:
@@ -57,12 +52,7 @@ class DPM2(Solver):
         ArgumentError: for a midpoint outside (0, 1] or another form.
     """
 
-    midpoint: float = 0.5
-    form: Form = "native"
     name: ClassVar[str] = "dpm2"
-    order: ClassVar[int] = 2
-    evaluations_per_step: ClassVar[int] = 2
-    takes_noise: ClassVar[bool] = True
     row: ClassVar[Row] = Row(
         derivative="γ (r(x_s, σ_s) − r₁)/(c h), σ_s = σ'^c σ^{1−c}",
         gamma="σ/σ_s",
@@ -70,24 +60,13 @@ class DPM2(Solver):
         source="Lu et al. 2022 (DPM-Solver), Alg. 4; Chen et al., table 1",
     )
 
-    def __post_init__(self) -> None:
-        check_midpoint(self.midpoint)
-        check_form(self.form)
-
-    def plan(self, legs: Sequence[Leg], like: Tensor, covariance: Gaussian | None = None) -> list[Plan]:
-        """Levels, length and weights of each step."""
-        return [self._plan(leg.start, leg.end) for leg in legs]
-
-    def _plan(self, start: float, end: float) -> Plan:
+    def coefficients(self, start: float, end: float) -> Plan:
+        """Levels, length and weights of a step."""
         if not end:
             return Plan(start)
         h, stage, half = end - start, between(start, end, self.midpoint), 0.5 / self.midpoint
         update = master(start, end, gamma=start / stage, interval=self.midpoint * h)
         return Plan(start, stage, h, h * (1 - half), h * half, update)
-
-    def visits(self, legs: Sequence[Leg]) -> list[tuple[float, ...]]:
-        """The start and the stage of each step; the step down to 0 has none."""
-        return visits(legs, self.midpoint)
 
     def step(self, evaluate: Evaluate, x: Tensor, d: Tensor, memory: Any, plan: Plan) -> tuple[Tensor, None]:
         """An Euler step to the stage, one evaluation there, and the whole step with both slopes."""

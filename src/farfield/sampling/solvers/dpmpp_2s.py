@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from farfield.sampling.legs import Leg
-from farfield.sampling.solvers.base import Evaluate, Row, Solver, blend
-from farfield.sampling.solvers.finite_difference import Form, Master, check_form, master, master_step
-from farfield.sampling.solvers.midpoint import between, check_midpoint, visits
-
-if TYPE_CHECKING:
-    from farfield.distributions import Gaussian
+from farfield.sampling.solvers.base import Evaluate, Row, blend
+from farfield.sampling.solvers.finite_difference import Master, master, master_step
+from farfield.sampling.solvers.midpoint import MidpointRule, between
 
 
 class Plan(NamedTuple):
@@ -28,7 +23,7 @@ class Plan(NamedTuple):
 
 
 @dataclass(frozen=True)
-class DPMpp2S(Solver):
+class DPMpp2S(MidpointRule):
     """DPM-Solver++(2S) with midpoint c (Lu et al. 2022, Alg. 1). Two evaluations, order 2.
 
     With ``σ_s = σ'^c σ^{1−c}``, the Euler step x_s to it and ``D_s = D(x_s, σ_s)``: ``D̃ = D + (D_s − D)/2c`` is held fixed,
@@ -43,12 +38,7 @@ class DPMpp2S(Solver):
         ArgumentError: for a midpoint outside (0, 1] or another form.
     """
 
-    midpoint: float = 0.5
-    form: Form = "native"
     name: ClassVar[str] = "dpmpp_2s"
-    order: ClassVar[int] = 2
-    evaluations_per_step: ClassVar[int] = 2
-    takes_noise: ClassVar[bool] = True
     row: ClassVar[Row] = Row(
         derivative="γ (r(x_s, σ_s) − r₁)/(c h), σ_s = σ'^c σ^{1−c}",
         gamma="1",
@@ -56,23 +46,12 @@ class DPMpp2S(Solver):
         source="Lu et al. 2022 (DPM-Solver++), Alg. 1",
     )
 
-    def __post_init__(self) -> None:
-        check_midpoint(self.midpoint)
-        check_form(self.form)
-
-    def plan(self, legs: Sequence[Leg], like: Tensor, covariance: Gaussian | None = None) -> list[Plan]:
-        """Ratios and stage of each step."""
-        return [self._plan(leg.start, leg.end) for leg in legs]
-
-    def _plan(self, start: float, end: float) -> Plan:
+    def coefficients(self, start: float, end: float) -> Plan:
+        """Ratios and stage of a step."""
         if not end:
             return Plan(0.0)
         stage = between(start, end, self.midpoint)
         return Plan(end / start, stage, stage / start, master(start, end, 1.0, self.midpoint * (end - start)))
-
-    def visits(self, legs: Sequence[Leg]) -> list[tuple[float, ...]]:
-        """The start and the stage of each step; the step down to 0 has none."""
-        return visits(legs, self.midpoint)
 
     def step(self, evaluate: Evaluate, x: Tensor, d: Tensor, memory: Any, plan: Plan) -> tuple[Tensor, None]:
         """An Euler step to the stage, one evaluation there, and the step with the denoiser carried to mid-step."""

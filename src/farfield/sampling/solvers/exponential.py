@@ -16,8 +16,8 @@ is left of it: g gets the factor ``exp(Δ(a) − Δ(b))`` and the integrand ``ex
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
@@ -52,6 +52,34 @@ def variable(log_sigma: np.ndarray, exponent: float) -> np.ndarray:
     return np.exp(exponent * log_sigma) if exponent else log_sigma
 
 
+#: The interpolation variable as a function of log σ.
+Coordinate = Callable[[np.ndarray], np.ndarray]
+
+#: How much longer one step may be than the next, in log σ, for the number of the level to be a coordinate.
+UNEVEN = 5.0
+
+
+def level_number(levels: Sequence[float]) -> Coordinate | None:
+    """The number of the level as coordinate, linear in log σ between two levels; None where their distances jump.
+
+    Polynomials in it have the fixed weights of equal steps: where a grid follows the structure of the data, outputs change by
+    about as much from each level to the next.
+
+    Args:
+        levels: at least 3 positive levels, rising or falling.
+    """
+    at = np.log(np.asarray(levels))
+    steps = np.abs(np.diff(at))
+    if len(steps) < 2 or not bool((steps > 0).all()):
+        return None
+    ratio = steps[1:] / steps[:-1]
+    if float(np.maximum(ratio, 1 / ratio).max()) > UNEVEN:
+        return None
+    order = np.argsort(at)
+    known, number = at[order], np.arange(len(at), dtype=np.float64)[order]
+    return lambda log_sigma: np.interp(log_sigma, known, number)
+
+
 def lagrange(u: np.ndarray, points: np.ndarray) -> np.ndarray:
     """The Lagrange basis polynomials through ``points`` (p,), evaluated at ``u`` (m,): (p, m)."""
     rows = []
@@ -66,7 +94,7 @@ def step_weights(
     a: float,
     b: float,
     known: Sequence[float],
-    exponent: float,
+    exponent: float | Coordinate,
     posterior_unit: bool,
     level: float | None = None,
     gains: GainTable | None = None,
@@ -77,7 +105,7 @@ def step_weights(
         variances: (r,) λ ≥ 0, float64.
         a, b: the levels from which and to which the step leads, ``a > b >= 0``.
         known: the levels at which the residual is known, p of them; for b = 0 the level a alone.
-        exponent: of the interpolation variable.
+        exponent: of the interpolation variable, or that variable itself.
         posterior_unit: measure the residual in units of the Gaussian posterior's standard deviation.
         level: where noise will bring the state back to once it is at b, ``b <= level < a``: the residual is interpolated over
             the levels from a to there, run through in log σ at a constant rate; b by default, without noise.
@@ -98,7 +126,8 @@ def step_weights(
     seen = log_s  # the level at which the residual is taken
     if level is not None and level != b:
         seen = math.log(a) + (log_s - math.log(a)) * (math.log(a / level) / math.log(a / b))
-    basis = lagrange(variable(seen, exponent), variable(np.log(np.asarray(known)), exponent)) * w
+    u = exponent if callable(exponent) else partial(variable, exponent=exponent)
+    basis = lagrange(u(seen), u(np.log(np.asarray(known)))) * w
     # sqrt(b² + λ)/sqrt(s² + λ) as one ratio: neither factor may overflow or vanish on its own.
     s2 = torch.from_numpy(np.exp(2 * log_s))
     factor = ((b * b + lam)[:, None] / (s2[None, :] + lam[:, None])).sqrt()

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from torch import Tensor
 
 from farfield.errors import ArgumentError
 from farfield.sampling.legs import Leg
+from farfield.sampling.solvers.base import Solver
+from farfield.sampling.solvers.finite_difference import Form, check_form
+
+if TYPE_CHECKING:
+    from farfield.distributions import Gaussian
 
 
 def check_midpoint(midpoint: float) -> None:
@@ -26,3 +36,38 @@ def visits(legs: Sequence[Leg], *fractions: float) -> list[tuple[float, ...]]:
     return [
         (leg.start, *(between(leg.start, leg.end, c) for c in fractions)) if leg.end else (leg.start,) for leg in legs
     ]
+
+
+@dataclass(frozen=True)
+class MidpointRule(Solver):
+    """A rule of order 2 with one stage at ``σ'^c σ^{1−c}``, in either form; the step down to 0 is Euler's.
+
+    Args:
+        midpoint: c, in (0, 1].
+        form: of the arithmetic.
+
+    Raises:
+        ArgumentError: for a midpoint outside (0, 1] or another form.
+    """
+
+    midpoint: float = 0.5
+    form: Form = "native"
+    order: ClassVar[int] = 2
+    evaluations_per_step: ClassVar[int] = 2
+    takes_noise: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_midpoint(self.midpoint)
+        check_form(self.form)
+
+    def plan(self, legs: Sequence[Leg], like: Tensor, covariance: Gaussian | None = None) -> list[Any]:
+        """The coefficients of each step by itself."""
+        return [self.coefficients(leg.start, leg.end) for leg in legs]
+
+    @abstractmethod
+    def coefficients(self, start: float, end: float) -> Any:
+        """Those of a step, which may end at 0."""
+
+    def visits(self, legs: Sequence[Leg]) -> list[tuple[float, ...]]:
+        """The start and the stage of each step; the step down to 0 has none."""
+        return visits(legs, self.midpoint)

@@ -24,7 +24,7 @@ from farfield.errors import ArgumentError
 from farfield.numerics.spectrum import Spectrum
 from farfield.sampling.legs import Leg
 from farfield.sampling.solvers.base import Description, Evaluate, Row, Solver, on_device
-from farfield.sampling.solvers.exponential import step_weights
+from farfield.sampling.solvers.exponential import Coordinate, level_number, step_weights
 from farfield.sampling.solvers.gains import GainTable
 
 if TYPE_CHECKING:
@@ -104,7 +104,8 @@ class Whitened(Solver):
             costs no evaluation (the idea of UniPC, Zhao et al. 2023). ``"longer"`` every step, through that residual and
             the ``order`` ones before it, as UniPC does; ``"always"`` every step, through ``order`` residuals; ``"start"`` the
             ramp alone, without which a third-order rule keeps the second-order error of its first step; ``"never"`` none.
-        short: under the longer corrector, a pass of at most so many levels predicts from two residuals at most; 0 for none.
+        short: under the longer corrector, a pass of at most so many levels predicts from two residuals at most, and takes the
+            number of the level for its interpolation variable, where the grid is not too uneven; 0 for none.
         gains: the model's own gains from :func:`~farfield.sampling.calibration.calibrate`, made with the covariance of the
             run; None for those of the Gaussian.
 
@@ -125,7 +126,7 @@ class Whitened(Solver):
     exponent: float = 1 / 7
     unit: Literal["posterior", "data"] = "posterior"
     corrector: Literal["longer", "always", "start", "never"] = "longer"
-    short: int = 8
+    short: int = 10
     gains: GainTable | None = None
     name: ClassVar[str] = "whitened"
     uses_covariance: ClassVar[bool] = True
@@ -206,17 +207,22 @@ class Whitened(Solver):
                 f"gains has {gains.modes} modes, the covariance {len(variances)}; calibrate with the covariance of the run"
             )
 
+        order, behind = self.order, self.order
+        u: float | Coordinate = self.exponent
+        if self.corrector == "longer":
+            behind = order + 1
+            # The step to 0 does not count: a run that stops at a level, or jumps from there, is the other's beginning.
+            if sum(leg.end > 0 for leg in legs) < self.short:
+                order, behind = min(order, 2), min(behind, 3)
+                levels = [*(leg.start for leg in legs), *(leg.level for leg in legs[-1:] if leg.level > 0)]
+                u = level_number(levels) or u
+
         def coefficients(leg: Leg, known: Sequence[float]) -> Coefficients:
             a, b, level = leg
-            gain, weights = step_weights(variances, a, b, known, self.exponent, self.unit == "posterior", level, gains)
+            gain, weights = step_weights(variances, a, b, known, u, self.unit == "posterior", level, gains)
             tails = [float(w[-1]) for w in weights]
             return Coefficients(gain[:-1].to(like), [w[:-1].to(like) for w in weights], float(gain[-1]), tails)
 
-        order, behind = self.order, self.order
-        if self.corrector == "longer":
-            # The step to 0 does not count: a run that stops at a level, or jumps from there, is the other's beginning.
-            order = min(order, 2) if sum(leg.end > 0 for leg in legs) < self.short else order
-            behind = order + 1
         plans = []
         starts = [leg.start for leg in legs]
         for k, leg in enumerate(legs):
